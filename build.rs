@@ -1,9 +1,9 @@
-//! Embeds the GraphiQL page of `web/` and writes the table of its files, which `src/console/` serves.
+//! Embeds the GraphiQL page of `web/`: writes the table of files that `src/console/` serves.
 //!
-//! The libraries come from `web/node_modules` if its versions are the pinned ones, else from `npm ci` in `OUT_DIR` (the
-//! source tree is never written to). They are fetched again only when the lockfile or this script changes. Where npm is
-//! missing or fails, the build goes on, warns, and embeds a page that says how to get GraphiQL.
-//! `BYOK_BUILD_WITHOUT_CONSOLE=1` asks for that page.
+//! The libraries come from `web/node_modules` if that has the pinned versions, otherwise from `npm
+//! ci` in `OUT_DIR`, because a build must not write to the source tree. They are fetched again only
+//! when the lockfile or this script changes. If npm is missing or fails, the build warns, and
+//! embeds a page that says how to get GraphiQL. `BYOK_BUILD_WITHOUT_CONSOLE=1` selects that page.
 
 #![expect(clippy::disallowed_methods, reason = "Cargo configures a build script through its environment")]
 
@@ -15,7 +15,7 @@ use std::{env, fs, io};
 
 const OPT_OUT: &str = "BYOK_BUILD_WITHOUT_CONSOLE";
 
-/// (package, its file, the name it is served under)
+/// The embedded libraries: package, file in the package, and name under which the file is served.
 const LIBRARIES: [(&str, &str, &str); 4] = [
     ("react", "umd/react.production.min.js", "react.js"),
     ("react-dom", "umd/react-dom.production.min.js", "react-dom.js"),
@@ -63,10 +63,11 @@ fn main() -> io::Result<()> {
 }
 
 fn cargo_dir(variable: &str) -> PathBuf {
-    PathBuf::from(env::var_os(variable).expect("Cargo sets it for every build script"))
+    PathBuf::from(env::var_os(variable).expect("Cargo sets this variable for every build script"))
 }
 
-/// Leaves the libraries in `libraries`, or says why it cannot. Does nothing where they are there and current.
+/// Puts the libraries into the folder `libraries`, unless they are there and current. The error is
+/// the reason for the warning.
 fn provide_libraries(web: &Path, out: &Path, libraries: &Path) -> Result<(), String> {
     let manifest = read(&web.join("package.json"))?;
     let stamp = hash((&manifest, read(&web.join("package-lock.json"))?, include_str!("build.rs")));
@@ -74,26 +75,26 @@ fn provide_libraries(web: &Path, out: &Path, libraries: &Path) -> Result<(), Str
     if fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) {
         return Ok(());
     }
-    let said = |error: io::Error| error.to_string();
-    fs::create_dir_all(libraries).map_err(said)?;
+    let reason = |error: io::Error| error.to_string();
+    fs::create_dir_all(libraries).map_err(reason)?;
 
     let in_tree = web.join("node_modules");
     if in_tree.is_dir() && take_libraries(&manifest, &in_tree, libraries).is_ok() {
-        return fs::write(stamp_file, stamp).map_err(said);
+        return fs::write(stamp_file, stamp).map_err(reason);
     }
     let project = out.join("npm");
-    fs::create_dir_all(&project).map_err(said)?;
+    fs::create_dir_all(&project).map_err(reason)?;
     for name in ["package.json", "package-lock.json", ".npmrc"] {
-        // Not `fs::copy`: a read-only checkout would make these read-only too.
-        fs::write(project.join(name), read(&web.join(name))?).map_err(said)?;
+        // `fs::copy` would also copy the permissions of a read-only checkout.
+        fs::write(project.join(name), read(&web.join(name))?).map_err(reason)?;
     }
     npm_ci(&project)?;
     take_libraries(&manifest, &project.join("node_modules"), libraries)?;
-    fs::remove_dir_all(&project).map_err(said)?;
-    fs::write(stamp_file, stamp).map_err(said)
+    fs::remove_dir_all(&project).map_err(reason)?;
+    fs::write(stamp_file, stamp).map_err(reason)
 }
 
-/// Installs what the lockfile names, each package checked against its hash there; no package's script runs.
+/// Installs the packages of the lockfile. npm checks their hashes, and runs none of their scripts.
 fn npm_ci(project: &Path) -> Result<(), String> {
     let output = Command::new(if cfg!(windows) { "npm.cmd" } else { "npm" })
         .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"])
@@ -109,11 +110,12 @@ fn npm_ci(project: &Path) -> Result<(), String> {
         return Ok(());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let said = stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given");
-    Err(format!("npm ci failed ({}): {said}", output.status))
+    let reason = stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given");
+    Err(format!("npm ci failed ({}): {reason}", output.status))
 }
 
-/// Copies the libraries out of `modules`, after checking that each has the version that `manifest` pins.
+/// Copies the libraries from `modules`, after checking that each has the version that `manifest`
+/// pins.
 fn take_libraries(manifest: &str, modules: &Path, libraries: &Path) -> Result<(), String> {
     for (package, file, name) in LIBRARIES {
         let pin = value_of(manifest, package).ok_or(format!("web/package.json does not name {package}"))?;
@@ -130,7 +132,8 @@ fn take_libraries(manifest: &str, modules: &Path, libraries: &Path) -> Result<()
     fs::write(libraries.join(LICENCES), licences(modules)?).map_err(|error| error.to_string())
 }
 
-/// The string after `"key":`. Enough for the two files that are read with it, both written by npm.
+/// The string value after `"key":`. This is enough for the two files that it reads, which npm
+/// writes.
 fn value_of<'a>(json: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = json.split_once(&format!("\"{key}\": \""))?;
     rest.split_once('"').map(|(value, _)| value)
@@ -140,14 +143,14 @@ fn without_source_map(text: &str) -> &str {
     text.rsplit_once("//# sourceMappingURL=").map_or(text, |(before, _)| before)
 }
 
-/// Takes fonts and images out of a style sheet: the page uses system fonts, and its content security policy then needs
-/// no `data:`.
+/// The style sheet without embedded fonts and images. The page uses system fonts, and without these
+/// its content security policy needs no `data:`.
 fn without_embedded_data(css: &str) -> String {
     let without_fonts = replaced(css, "@font-face", "}", "");
     replaced(&without_fonts, "url(data:", ")", "none")
 }
 
-/// `text` with each span from `open` to the next `close` replaced.
+/// The text with each span from `open` to the next `close` replaced.
 fn replaced(text: &str, open: &str, close: &str, by: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
@@ -160,7 +163,7 @@ fn replaced(text: &str, open: &str, close: &str, by: &str) -> String {
     kept
 }
 
-/// The licence texts of all packages, some of which are bundled inside graphiql.js.
+/// The licence texts of all packages, because graphiql.js bundles several of them.
 fn licences(modules: &Path) -> Result<String, String> {
     let mut texts =
         String::from("GraphiQL, React and the packages that they bundle, under their own licences.\n");
@@ -193,7 +196,8 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(paths)
 }
 
-/// The Rust source of the table. The ETag is a hash of the content: it tells versions apart, it protects nothing.
+/// The Rust source of the table. The ETag is a hash of the content, which distinguishes versions
+/// but protects nothing.
 fn table(embedded: bool, files: &[(&str, PathBuf)]) -> io::Result<String> {
     let mut rust = format!("const GRAPHIQL: bool = {embedded};\n\nstatic FILES: &[File] = &[\n");
     for (name, path) in files {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, up to the first thing that does not
-hold: verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
+"""Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, up to the first finding:
+verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
 import base64, collections, functools, hashlib, hmac, json, re, sys, unicodedata, uuid
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -24,11 +24,11 @@ check = lambda holds, finding: holds or sys.exit(finding)
 array = lambda value: value if check(type(value) is list, FORM + "not a list") else []
 
 def once(pairs):
-    check(len(dict(pairs)) == len(pairs), FORM + "a member is there twice")
+    check(len(dict(pairs)) == len(pairs), FORM + "a member occurs twice")
     return dict(pairs)
 
 def only(value, names):  # an object with no other members than these
-    check(names is None or set(value) <= set(names.split(" ")), FORM + "a member that is not known")
+    check(names is None or set(value) <= set(names.split(" ")), FORM + "an unknown member")
     return value
 
 def integer(digits):
@@ -61,10 +61,10 @@ def grow(tree, size, count, roots):  # `roots`: of the largest complete subtrees
 
 def digest(tenant, entry):
     items, names, second = [], ("key", "version", "source", "kms_request_id", "refused"), "form" in entry
-    check(not second or type(entry["form"]) is int and entry["form"] == 2, FORM + "a form of entries that is not known")
+    check(not second or type(entry["form"]) is int and entry["form"] == 2, FORM + "an unknown form of entries")
     for index, item in enumerate(array(entry["items"])):
         only(item, ITEM + " " + LATER)
-        check(second or all(item.get(name) is None for name in LATER.split(" ")), FORM + "an item with what its form has not")
+        check(second or all(item.get(name) is None for name in LATER.split(" ")), FORM + "an item with fields of another form")
         said = [text(item.get(name)) for name in names] + [code(item.get("record"))]
         if second:
             said = [identity(item.get("key_id")), *said, hash32(item.get("wrapped_hash")), text(item.get("form"))]
@@ -80,7 +80,7 @@ def digest(tenant, entry):
         said += [str.encode(part) for pair in more for part in pair]
     else:
         absent = all(entry.get(name) is None for name in ("reason", "ledger_hash", "issuer")) and not more
-        check(absent, FORM + "an entry with what its form has not")
+        check(absent, FORM + "an entry with fields of another form")
     return sha(fields(b"byok-audit-entry/2" if second else b"byok-audit-entry/1", tenant, identity(entry["id"]), *said))
 
 def key_of(value):  # a public key: its name, its id, and its 32 bytes
@@ -99,7 +99,7 @@ def note_of(note):  # what is signed, and the name, the id and the bytes of each
         dash, name, data = line.split(" ", 2)
         decoded = base64.b64decode(data, validate=True)
         sound = dash == "\u2014" and is_name(name) and len(decoded) > 4 and base64.b64encode(decoded).decode() == data
-        check(sound, FORM + "a signature that is none")
+        check(sound, FORM + "not a signature")
         signatures.append((name, decoded[:4], decoded[4:]))
     return body, signatures
 
@@ -135,19 +135,19 @@ def verify(path, keys, pinned=None):
             check(type(value.get("erasures_behind", False)) is bool, FORM + "neither true nor false")
             check(place <= number(value["from"]) < number(value["to"]) <= place + number(value["size"]), FORM + "no such range")
             pinned = pinned and signed(open(pinned, encoding="utf-8", newline="").read(), keys, value["origin"])
-        elif kind == "key":  # proves nothing: what counts is what was given
+        elif kind == "key":  # proves nothing: only given keys count
             check(key_of(value)[0] == head["origin"], FORM + "the key of another log")
         elif kind in ("start", "skip", "pruned"):
             place, count = head["first"] + size, number(value["size" if kind == "start" else "count"])
-            check(kind != "start" or count <= head["from"] - place, FORM + "begins behind the range")
-            check(kind == "start" or 0 < count <= head["size"] - size, FORM + "leaves that the last checkpoint does not speak of")
+            check(kind != "start" or count <= head["from"] - place, FORM + "the walk begins after the range")
+            check(kind == "start" or 0 < count <= head["size"] - size, FORM + "leaves that the last checkpoint does not cover")
             if kind == "pruned" or kind == "skip" and place < head["to"] and place + count > head["from"]:
                 gaps.append((place, place + count))
-                hidden = place  # an erasure's entry may be among them
+                hidden = place  # an erasure's entry may be among these
             size = grow(tree, size, count, [b64(node, 32) for node in array(value["roots"])])
         elif kind in ("entry", "unreadable"):
             place, entries = number(value["place"]), entries + 1
-            check(place == head["first"] + size, f"removed-entry: place {head['first'] + size} is not there")
+            check(place == head["first"] + size, f"removed-entry: place {head['first'] + size} is missing")
             check(kind == "entry", f"changed-field: the row of place {place} is no entry")
             check(head["format"].endswith("2") or "form" not in value, FORM + "an entry of a later form than the bundle")
             holds, named = digest(tenant, value) == b64(value["digest"], 32), value.get("tenant") is not None
@@ -168,7 +168,7 @@ def verify(path, keys, pinned=None):
                     check(holds, f"changed-field: a personal value of place {place}")
             words = re.fullmatch("prune ([0-9]+) ([0-9]+) ([0-9]+)", value.get("detail") or "")
             if words and (value["operation"], value["outcome"], int(words[1])) == ("prune", "OK", head["log"]):
-                first, past = int(words[2]), int(words[3])  # leaves: where the log begins is signed by nobody
+                first, past = int(words[2]), int(words[3])  # of leaves: no signature covers where the log begins
                 prunes += [(head["first"] + first, head["first"] + past)] if past <= size else []
             check(type(value["at"]) is int, FORM + "not a number")
             size = grow(tree, size, 1, [sha(b"\0", value["at"].to_bytes(8, "big", signed=True), b64(value["digest"], 32))])
@@ -179,23 +179,23 @@ def verify(path, keys, pinned=None):
         if pinned and kind not in ("header", "key") and size == pinned[0]:
             met = check(root(tree) == pinned[1], "rewritten-history: not the log of the pinned checkpoint")
     check(kind == "end", FORM + "cut off")
-    check(closed, "missing-checkpoint: nothing that was signed speaks of all of it")
+    check(closed, "missing-checkpoint: no signed checkpoint covers all of it")
     for left, end in gaps:
         for first, past in sorted(prunes):
             left = past if first <= left < past else left
-        oldest = left == head["first"] or left in [past for _, past in prunes]  # by a prune that nothing says, or were removed
+        oldest = left == head["first"] or left in [past for _, past in prunes]  # as a prune would leave it, or not
         kind = "unmarked-prune" if oldest else "removed-entry"
         check(left >= end, f"{kind}: from place {left} on, and no later entry says so")
-    check(number(value["entries"]) == entries, FORM + "not as many entries as were said")
+    check(number(value["entries"]) == entries, FORM + "not as many entries as the end says")
     check(met, "pinned-not-shown: the bundle says nothing about the log at the pinned size")
     reaches = head["to"] == head["first"] + size and not head.get("erasures_behind", False)
     unsaid = sorted({*awaiting["user"], *awaiting["record"]})
-    found = [place for place in unsaid if reaches and place >= hidden]  # of the others, an entry that is not shown may say so
-    check(not found, f"unmarked-erasure: place {[*found, 0][0]}: a value is not there, and no later entry says that it was "
-                     f"erased; so at {len(found)} place(s)")
+    found = [place for place in unsaid if reaches and place >= hidden]  # a later entry may explain the others
+    check(not found, f"unmarked-erasure: place {[*found, 0][0]}: a value is missing, and no later entry says that it was "
+                     f"erased; the same at {len(found)} place(s)")
     said = f"places {head['from']} to before {head['to']} of {head['origin']}, tenant {tenant.hex()}, {entries} entries"
     said += f", {erased} values erased" if erased else ""
-    return said + (f" (open: of {len(unsaid)} place(s) no entry that is shown says so)" if unsaid else "")
+    return said + (f" (open: at {len(unsaid)} place(s) no entry of the bundle says so)" if unsaid else "")
 
 if __name__ == "__main__":
     if len(sys.argv) not in (3, 4):

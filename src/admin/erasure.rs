@@ -1,4 +1,5 @@
-//! A personal value that is set to null wherever the log has it. An entry says so before the first is gone.
+//! The erasure of a personal value: it is set to null wherever the log has it. An entry records
+//! this before the first is erased.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,25 +11,27 @@ use crate::store::{Change, PersonalValue, WIDTH};
 
 use super::{AdminError, LogAdmin, length};
 
-/// How many entries one erasure's statement looks at, and how many bytes of them, as they are stored, but for the last of
-/// them: an entry may have ten thousand items, and a statement has seconds.
+/// The most entries that one statement of an erasure looks at, and the most stored bytes of them
+/// without the last entry: an entry may have ten thousand items, and a statement must end within
+/// seconds.
 const STEP: u64 = WIDTH;
 const STEP_BYTES: u64 = 256 << 10;
 
-/// What an erasure set to null.
+/// The number of values that an erasure set to null.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Erased {
-    /// In how many entries of the log.
+    /// The number of entries of the log.
     pub entries: u64,
-    /// In how many rows of DEKs; 0 for a user.
+    /// The number of rows of DEKs; 0 for a user.
     pub deks: u64,
 }
 
 impl LogAdmin {
-    /// Sets a personal value to null wherever the tenant's log has it, and a record's id in the rows of its DEKs as well. The
-    /// log still verifies: its leaves cover only HMACs. What was encrypted for the record still decrypts, as its ciphertexts
-    /// name their DEK; a later encrypt for that id finds none and makes another. An erasure that was cut off is done again
-    /// from the start.
+    /// Sets a personal value to null wherever the tenant's log has it, and a record's id in the
+    /// rows of its DEKs as well. The log still verifies: its leaves cover only HMACs. Ciphertexts
+    /// of the record can still be decrypted, as they name their DEK; a later encrypt for that id
+    /// finds no DEK and makes another. An erasure that was interrupted must be repeated from the
+    /// start.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -37,7 +40,8 @@ impl LogAdmin {
             return Err(AdminError::OnHold);
         }
         let end = self.database.log_size(tenant).await?;
-        // With the entry only what shows the rights, and what is quick: an entry holds the log's head until its commit.
+        // Together with the entry only a change that shows that we have the rights, and one that is
+        // quick: the commit of an entry locks the log's head.
         let mut changes = vec![Change::Erase { personal: personal.clone(), places: 0..0, in_index: false }];
         let what = match personal {
             PersonalValue::User(_) => "user",
@@ -61,7 +65,7 @@ impl LogAdmin {
         Ok(Erased { entries, deks })
     }
 
-    /// Erases this very value from the entries before a place.
+    /// Erases exactly this value from the entries before a position.
     async fn erase_before(
         &self,
         tenant: TenantUid,
@@ -73,30 +77,31 @@ impl LogAdmin {
         while start < end {
             let step = start..end.min(start + STEP);
             let sizes = self.database.sizes(tenant, step.clone()).await?;
-            for places in pieces(step.clone(), &sizes) {
-                let in_index = places.end == step.end;
-                erased += self.erase_at(tenant, personal, places, in_index).await?;
+            for range in pieces(step.clone(), &sizes) {
+                let in_index = range.end == step.end;
+                erased += self.erase_range(tenant, personal, range, in_index).await?;
             }
             start = step.end;
         }
         Ok(erased)
     }
 
-    /// Erases at these places; by halves where that takes too long at once.
-    async fn erase_at(
+    /// Erases the value from these entries; in halves if one statement takes too long.
+    async fn erase_range(
         &self,
         tenant: TenantUid,
         personal: &PersonalValue,
-        places: Range<u64>,
+        range: Range<u64>,
         in_index: bool,
     ) -> Result<u64, AdminError> {
-        let change = Change::Erase { personal: personal.clone(), places: places.clone(), in_index };
+        let change = Change::Erase { personal: personal.clone(), places: range.clone(), in_index };
         let unit = Unit::unconditional(tenant, None, vec![change]);
         match self.committer.commit(unit).await {
-            Err(CommitFailed::Unavailable) if length(&places) > 1 => {
-                let middle = places.start + length(&places) / 2;
-                let first = Box::pin(self.erase_at(tenant, personal, places.start..middle, false)).await?;
-                let second = Box::pin(self.erase_at(tenant, personal, middle..places.end, in_index)).await?;
+            Err(CommitFailed::Unavailable) if length(&range) > 1 => {
+                let middle = range.start + length(&range) / 2;
+                let first = Box::pin(self.erase_range(tenant, personal, range.start..middle, false)).await?;
+                let second =
+                    Box::pin(self.erase_range(tenant, personal, middle..range.end, in_index)).await?;
                 Ok(first + second)
             }
             committed => Ok(committed?.applied.iter().sum()),
@@ -104,18 +109,18 @@ impl LogAdmin {
     }
 }
 
-/// The places in pieces of no more than [`STEP_BYTES`], or of one entry.
-fn pieces(places: Range<u64>, sizes: &[(u64, u64)]) -> Vec<Range<u64>> {
+/// The range in pieces whose entries have at most [`STEP_BYTES`], or that are a single entry.
+fn pieces(range: Range<u64>, sizes: &[(u64, u64)]) -> Vec<Range<u64>> {
     let mut pieces = Vec::new();
-    let (mut start, mut bytes) = (places.start, 0);
-    for (place, size) in sizes {
-        if bytes > 0 && bytes + size > STEP_BYTES && *place > start {
-            pieces.push(start..*place);
-            (start, bytes) = (*place, 0);
+    let (mut start, mut bytes) = (range.start, 0);
+    for (position, size) in sizes {
+        if bytes > 0 && bytes + size > STEP_BYTES && *position > start {
+            pieces.push(start..*position);
+            (start, bytes) = (*position, 0);
         }
         bytes += size;
     }
-    pieces.push(start..places.end);
+    pieces.push(start..range.end);
     pieces
 }
 
@@ -124,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_parted_where_their_entries_are_large() {
+    fn a_range_is_split_where_its_entries_are_large() {
         let large = STEP_BYTES / 2 + 1;
         let sizes = [(3, 10), (4, large), (5, large), (6, 3 * large), (9, 10), (10, 10)];
         assert_eq!(pieces(2..12, &sizes), [2..5, 5..6, 6..9, 9..12]);

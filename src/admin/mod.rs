@@ -1,6 +1,7 @@
-//! What only the owner of the tables may do with the log: legal holds, erasures, old entries that are dropped, new MACs for
-//! the rows of DEKs. Each is an entry of the log, written before or with what it does. Needs no key and knows no caller:
-//! whoever has the rights of the database's owner is the operator.
+//! Operations that only the owner of the tables may do with the log: legal holds, erasures, pruning
+//! of old entries, new MACs for the rows of DEKs. Each leaves an entry in the log, written before
+//! its effect or with it. They need no key and check no caller: the operator is the one who has the
+//! rights of the database's owner.
 
 mod erasure;
 mod resealed;
@@ -16,20 +17,20 @@ use crate::store::{Change, Database, ReadError};
 pub use erasure::Erased;
 pub use resealed::Resealed;
 
-/// Why something was not done with the log.
+/// The reason why an operation was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminError {
     /// The tenant is on legal hold.
     OnHold,
-    /// The log changed all the while.
+    /// The log changed at every attempt.
     Changing,
-    /// The tree that would be left is not that of the entries.
+    /// The tiles that would remain do not match the entries.
     Wrong,
     /// The database is out of reach.
     Unavailable,
-    /// The database refuses it: the role has not the rights.
+    /// The database refuses it: the role lacks the rights.
     Refused,
-    /// A row is damaged, or not of the form that the server writes.
+    /// A row is damaged, or not in a format that the server writes.
     Malformed,
 }
 
@@ -52,17 +53,17 @@ impl From<CommitFailed> for AdminError {
     }
 }
 
-/// The log, in the hands of the tables' owner.
+/// The operations on the log that are the table owner's.
 pub struct LogAdmin {
     database: Arc<dyn Database>,
     committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
-    /// Who, if it is said.
+    /// The name of the operator for the entries, if it is given.
     operator: Option<String>,
 }
 
 impl LogAdmin {
-    /// Of these parts.
+    /// An administrator of the logs in this database.
     pub fn new(
         database: Arc<dyn Database>,
         committer: Arc<Committer>,
@@ -72,7 +73,8 @@ impl LogAdmin {
         Self { database, committer, clock, operator }
     }
 
-    /// Puts a tenant on legal hold, or lifts it. Whether that changed anything; only then there is an entry of it.
+    /// Puts a tenant on legal hold, or lifts the hold. Returns whether that changed anything; only
+    /// a change leaves an entry.
     ///
     /// # Errors
     /// See [`AdminError`].

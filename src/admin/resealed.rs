@@ -1,5 +1,6 @@
-//! New MACs for the rows of DEKs, for an operator who has lost the secret: each row is held against the log first, and sealed
-//! as it was then. What was sealed stays so: a run that was cut off is run again.
+//! New MACs for the rows of DEKs, for an operator who has lost the secret. Each row is checked
+//! against the log, and sealed as it was when it was checked. Sealed rows stay sealed, so a run
+//! that was interrupted can be repeated.
 
 use crate::audit::{RowMacs, RowSeal};
 use crate::model::{Operation, Tenant};
@@ -8,27 +9,29 @@ use crate::verify::{Finding, hold_rows};
 
 use super::{AdminError, LogAdmin};
 
-/// How many rows one walk along the log is made for.
+/// The number of rows that are checked by one walk along the log.
 const RANGE: usize = 100_000;
-/// How many rows are read, or sealed, by one statement.
+/// The number of rows that one statement reads or seals.
 const PAGE: u32 = 1_000;
 
-/// What became of the rows.
+/// The result for the rows of a tenant.
 #[derive(Debug, Default)]
 pub struct Resealed {
-    /// How many were sealed.
+    /// The number of rows that were sealed now.
     pub sealed: u64,
-    /// How many were sealed under this secret before.
+    /// The number of rows that this secret had sealed before.
     pub kept: u64,
-    /// What the log has against those that were not.
+    /// The contradictions between the log and the rows that were not sealed.
     pub contradicted: Vec<Finding>,
-    /// What of the log itself does not hold: from there on none was sealed.
+    /// The damage of the log itself, if there is any. Rows that were to be sealed after it was
+    /// found were not.
     pub damaged: Option<Finding>,
 }
 
 impl LogAdmin {
-    /// Seals every row that the current secret has not sealed and that nothing in the log contradicts. An entry says so before
-    /// the first; from then on an unsealed row is refused.
+    /// Seals every row that the current secret has not sealed and that nothing in the log
+    /// contradicts. An entry records this before the first row is sealed; from then on an unsealed
+    /// row is refused.
     ///
     /// # Errors
     /// See [`AdminError`].

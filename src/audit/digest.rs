@@ -1,5 +1,5 @@
-//! What a leaf of the log covers: everything of an entry that never changes. Personal values are
-//! covered only by their salted HMACs, so that an erasure changes no leaf.
+//! The digest that a leaf of the log covers: everything in an entry that never changes. Personal
+//! values are covered only by their salted HMACs, so that an erasure changes no leaf.
 //!
 //! ```text
 //! fields(a, b, …) = for each: its length as u32, big-endian, and its bytes; an absent value has no
@@ -275,10 +275,10 @@ mod tests {
         let leaf = whole.leaf();
         assert_ne!(EntryRow { at: Timestamp(whole.at.0 + 1), ..whole.clone() }.leaf(), leaf);
         // A change of any byte of the items changes the digest, or makes the items unreadable.
-        for place in 0..whole.items.len() {
+        for index in 0..whole.items.len() {
             let mut row = whole.clone();
-            row.items[place] ^= 1;
-            assert_ne!(digest_of(TENANT, &row), Some(whole.digest), "byte {place}");
+            row.items[index] ^= 1;
+            assert_ne!(digest_of(TENANT, &row), Some(whole.digest), "byte {index}");
         }
     }
 

@@ -149,20 +149,19 @@ impl Packed {
         let version = input.index(self.versions.len())?;
         let request = input.index(self.requests.len())?;
         let refusal = input.index(self.refusals.len())?;
-        let (form, key, wrapping_key) = match has(item_flag::FORMED) {
-            true => {
-                let formed = (
-                    input.index(self.forms.len())?,
-                    input.index(self.keys.len())?,
-                    input.index(self.keys.len())?,
-                );
-                // An item that has none of them is written without the flag.
-                if formed == (0, 0, 0) {
-                    return None;
-                }
-                formed
+        let (form, key, wrapping_key) = if has(item_flag::FORMED) {
+            let formed = (
+                input.index(self.forms.len())?,
+                input.index(self.keys.len())?,
+                input.index(self.keys.len())?,
+            );
+            // An item that has none of them is written without the flag.
+            if formed == (0, 0, 0) {
+                return None;
             }
-            false => (0, 0, 0),
+            formed
+        } else {
+            (0, 0, 0)
         };
         let source = match flags & (item_flag::CACHE | item_flag::KMS) {
             0 => None,
@@ -170,10 +169,8 @@ impl Packed {
             item_flag::KMS => Some(Source::Kms),
             _ => return None,
         };
-        let dek_id = match has(item_flag::DEK) {
-            true => Some(DekId(uuid::Uuid::from_bytes(input.array()?))),
-            false => None,
-        };
+        let dek_id =
+            if has(item_flag::DEK) { Some(DekId(uuid::Uuid::from_bytes(input.array()?))) } else { None };
         let record_hmac = if has(item_flag::RECORD) { Some(input.array()?) } else { None };
         let wrapped_hash = if has(item_flag::WRAPPED) { Some(input.array()?) } else { None };
         Some(PackedItem {

@@ -1,18 +1,18 @@
 //! The MACs that bind the rows of DEKs to a secret that the database does not hold. A row has two
 //! MACs: one of the DEK's wrapped bytes, and one of its record. Both name the DEK, so no two rows
 //! can exchange either. When the record's id is erased, its MAC can be removed with it, and the DEK
-//! stays bound. The secret is used for MACs, never for encryption: whoever has the KMS and the
-//! table can decrypt without it.
+//! stays bound. The secret is used for MACs, never for encryption: with access to the KMS and the
+//! table, DEKs can be unwrapped without it.
 
 use crate::config::RowMacKeys;
 use crate::crypto::RowMacKey;
 use crate::model::{DekId, KeyId, KeyVersion, Operation, Outcome, TenantUid, Timestamp, Wrapped};
 use crate::store::{DekRow, EntryFilter, EntrySearch, ReadError};
 
-/// Makes and checks the MACs of DEKs' rows.
+/// The secrets that make and check the MACs of DEKs' rows.
 pub struct RowMacs(RowMacKeys);
 
-/// How a DEK's row is bound.
+/// The state of a row's MACs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowSeal {
     /// Its MACs are under the current secret.

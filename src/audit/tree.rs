@@ -102,7 +102,7 @@ impl<'s> Tree<'s> {
     }
 
     /// Returns the hashes of these nodes. The tiles that contain them are read at once. For a tile
-    /// that does not exist, only what is needed of it is read.
+    /// that does not exist, only the hashes that are needed are read from the level below.
     async fn nodes(&self, nodes: &[Node]) -> Result<Vec<Hash>, TreeError> {
         let mut needed: BTreeMap<TileId, Range<u64>> = BTreeMap::new();
         for node in nodes {
@@ -111,11 +111,12 @@ impl<'s> Tree<'s> {
             *range = range.start.min(positions.start)..range.end.max(positions.end);
         }
         let ids: Vec<TileId> = needed.keys().copied().collect();
-        let tiles = match ids.is_empty() {
-            true => Vec::new(),
-            false => self.store.tiles(self.tenant, self.head.log, &ids).await?,
+        let tiles = if ids.is_empty() {
+            Vec::new()
+        } else {
+            self.store.tiles(self.tenant, self.head.log, &ids).await?
         };
-        // Each with the position of its first hash.
+        // The hashes of each tile, with the position of the first one.
         let mut hashes: HashMap<TileId, (u64, Vec<Hash>)> =
             tiles.into_iter().map(|tile| (tile.id, (tile.id.index * WIDTH, tile.hashes))).collect();
         for (tile, positions) in needed {

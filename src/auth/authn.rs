@@ -105,7 +105,7 @@ impl Authenticator {
         })
     }
 
-    /// The identity of the sender of these headers; see the table above.
+    /// The identity of the sender of these headers, by the table above.
     ///
     /// # Errors
     ///
@@ -118,12 +118,12 @@ impl Authenticator {
     }
 
     /// Authenticates, and if a JWT names an unknown key, first fetches the keys again. That takes
-    /// some seconds at most, and happens at most six times a minute for each `jwk_url`, whoever
-    /// calls.
+    /// some seconds at most, and happens at most six times a minute for each `jwk_url`, for all
+    /// callers together.
     ///
     /// # Errors
     ///
-    /// As [`Self::authenticate`].
+    /// The refusals of [`Self::authenticate`].
     pub async fn recognise(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
         match (self.authenticate(headers), &self.jwt) {
             (Err(refusal), Some(jwt)) if refusal.code == ErrorCode::InvalidJwt => {

@@ -288,7 +288,7 @@ fn a_jwt_and_an_admin_token_can_come_by_the_same_header() {
     assert_eq!(who(&[("authorization", &bearer())]).unwrap().means, Means::Jwt);
 }
 
-/// Of no token that anybody knows.
+/// The hash of an unknown token.
 const HASH: &str = "f4df7cd65b8b3e3b7ec66e13d4ff2bbb0bb8e93d5f9d2d9e6a6d2d5dbd8a3a5c";
 
 fn tokens_file(text: &str) -> Result<(Authenticator, TestClock), Vec<String>> {

@@ -6,7 +6,7 @@ use crate::model::{Identity, Means};
 const VARIABLE: &str = "x-hasura-tenant-id";
 
 /// The name of a tenant, as a JWT that this server verified claims it. Session variables that come
-/// without a JWT claim nothing: whoever holds the secret that is shared with Hasura could name any
+/// without a JWT claim nothing: anyone with the secret that is shared with Hasura could name any
 /// tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TenantClaim<'i>(Option<&'i str>);

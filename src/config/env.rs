@@ -274,8 +274,8 @@ mod tests {
         assert!(reader.secret("BYOK_LOG").is_none());
         assert!(reader.flag("BYOK_CONSOLE", true) && reader.flag("BYOK_CONSOLE", true));
         let errors: Vec<String> = reader.into_errors().iter().map(ConfigError::to_string).collect();
-        let said = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE"];
-        assert_eq!(errors, said.map(|name| format!("{name}: is not UTF-8")), "what is asked for, once");
+        let names = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE"];
+        assert_eq!(errors, names.map(|name| format!("{name}: is not UTF-8")), "each one that is read, once");
     }
 
     #[test]

@@ -169,8 +169,11 @@ mod tests {
             ("BYOK_VAULT_ADDRESS", "BYOK_VAULT_ADDR"),
             ("BYOK_HASURA_SECRETS_FILE", "BYOK_HASURA_SECRET"),
         ] {
-            let said = found(misspelt).unwrap();
-            assert_eq!(said, format!("{misspelt}: does not exist; the most similar variable is {nearest}"));
+            let problem = found(misspelt).unwrap();
+            assert_eq!(
+                problem,
+                format!("{misspelt}: does not exist; the most similar variable is {nearest}")
+            );
         }
     }
 

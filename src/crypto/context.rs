@@ -50,7 +50,7 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// As [`Self::insert`], for the first pair that is refused.
+    /// The error of [`Self::insert`] for the first pair that is refused.
     pub fn from_pairs<K: Into<String>, V: Into<String>>(
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ContextError> {

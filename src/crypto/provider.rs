@@ -34,7 +34,7 @@ pub fn fill_random(bytes: &mut [u8]) {
 ///
 /// # Panics
 ///
-/// As [`fill_random`].
+/// If the operating system returns no random bytes.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     fill_random(&mut bytes);

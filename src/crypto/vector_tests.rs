@@ -185,8 +185,8 @@ fn refused_tokens_parse_and_do_not_open() {
     }
 }
 
-/// The AEAD does open these: without the commitment, whoever swaps the wrapped DEK would choose
-/// what is read.
+/// The AEAD does open these: without the commitment, an attacker who swaps the wrapped DEK would
+/// choose what is read.
 #[test]
 fn a_ciphertext_that_opens_under_two_keys_fails_by_its_commitment() {
     let two_faced: Vec<_> =

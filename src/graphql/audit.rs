@@ -114,8 +114,8 @@ pub(super) struct AuditCheckpoint {
 }
 
 impl From<CurrentCheckpoint> for AuditCheckpoint {
-    fn from(shown: CurrentCheckpoint) -> Self {
-        let CurrentCheckpoint { note, origin, size, root, keys } = shown;
+    fn from(checkpoint: CurrentCheckpoint) -> Self {
+        let CurrentCheckpoint { note, origin, size, root, keys } = checkpoint;
         Self { note, origin, size: Bigint(size), root, keys }
     }
 }

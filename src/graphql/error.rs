@@ -106,7 +106,7 @@ fn has_run(response: &Response) -> bool {
 /// The answer to a request that ran, or that async-graphql refused although it is valid.
 ///
 /// # Errors
-/// As [`write_json`].
+/// The refusals of [`write_json`].
 pub(super) fn answer(
     mut response: Response,
     request_id: &RequestId,

@@ -90,7 +90,7 @@ async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
         Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => refused(&no_room(), &[]),
         Ok(ready) => {
             if ready.bytes > MAX_UNPRIVILEGED_BYTES {
-                // A small body has become a large request: poll it anew, so that other requests do
+                // A small body has become a large request: poll it again, so that other requests do
                 // not wait behind it.
                 tokio::task::yield_now().await;
             }

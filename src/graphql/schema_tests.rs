@@ -69,7 +69,8 @@ fn schema_graphql_is_what_the_server_serves() {
     assert!(committed == sdl(), "schema.graphql is out of date: run `byok schema > schema.graphql`");
 }
 
-/// What a role may do is asked by this name, so a root without one would be open to everybody's role.
+/// What a role may do is asked by this name, so a root without one would be open to everybody's
+/// role.
 #[tokio::test]
 async fn every_root_but_health_has_an_operation() {
     let schema = introspected().await;

@@ -82,8 +82,8 @@ impl DekMemory {
 }
 
 impl DropDeks for DekMemory {
-    /// Wipes the tenant's sealing key. The connections to its KMSes are closed as well, because their
-    /// buffers hold the last data that came over them.
+    /// Wipes the tenant's sealing key. The connections to its KMSes are closed as well, because
+    /// their buffers hold the last data that came over them.
     fn drop_tenant_deks(&self, tenant: TenantUid) {
         self.cache.clear_tenant(tenant);
         self.pool.clear_tenant(tenant);

@@ -163,8 +163,8 @@ impl Keyring {
     }
 
     /// Opens a DEK of the pool if it was made under this key, the tenant's current one, and the
-    /// version that the KMS wraps under now. This is not a proof that the key works: the DEK may have
-    /// been made long ago.
+    /// version that the KMS wraps under now. This is not a proof that the key works: the DEK may
+    /// have been made long ago.
     fn open_pooled(
         &self,
         tenant: TenantUid,

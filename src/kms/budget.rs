@@ -10,16 +10,16 @@ use governor::{Quota, RateLimiter};
 
 use super::{KmsError, Purpose};
 
-/// The party that a request is made for, which decides what it may take.
+/// The party that a request is made for, which decides how much of the budget it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
-    /// A caller, who may take all that is left.
+    /// A caller, who may take everything that is left.
     Caller,
-    /// A rotation, or DEKs that are made ahead of need: half of the budget between them, so that
-    /// callers find something left.
+    /// A rotation, or DEKs that are made ahead of need: together half of the budget, so that
+    /// something is left for callers.
     Rotation,
-    /// A request of a rotation that [`Budget::take_all`] has taken already; its retries are taken
-    /// like other requests.
+    /// A request of a rotation that [`Budget::take_all`] has already charged. Its retries are
+    /// charged like other requests.
     Prepaid,
     /// A probe of the key. It takes what is left and is never refused, since without it the tenant
     /// would lose access.
@@ -54,7 +54,7 @@ impl From<Purpose> for Share {
 
 type Meter<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
-/// The budget of one tenant's key: a whole minute's worth may be spent at once, then it fills up
+/// The budget of one tenant's key: a whole minute's worth may be spent at once, and it refills
 /// evenly.
 pub(super) struct Budget<C: Clock = DefaultClock>(Option<Meters<C>>);
 
@@ -63,7 +63,7 @@ struct Meters<C: Clock> {
     whole: Meter<C>,
     rotation: Meter<C>,
     /// The limit of one line a minute in our log.
-    told: Meter<C>,
+    logged: Meter<C>,
 }
 
 impl Budget {
@@ -79,7 +79,7 @@ impl<C: Clock + Clone> Budget<C> {
         Self(per_minute.map(|per_minute| Meters {
             whole: meter(per_minute),
             rotation: meter(NonZeroU32::new(per_minute.get() / 2).unwrap_or(NonZeroU32::MIN)),
-            told: meter(NonZeroU32::MIN),
+            logged: meter(NonZeroU32::MIN),
             clock: clock.clone(),
         }))
     }
@@ -90,8 +90,8 @@ impl<C: Clock + Clone> Budget<C> {
         self.take_all(share, NonZeroU32::MIN)
     }
 
-    /// Takes this many requests that belong together, or none: half a re-wrap is a request for
-    /// nothing.
+    /// Takes this many requests that belong together, or none: half a re-wrap would be a wasted
+    /// request.
     pub(super) fn take_all(&self, share: Share, count: NonZeroU32) -> Result<(), KmsError> {
         let Some(meters) = &self.0 else { return Ok(()) };
         let taken = match share {
@@ -105,7 +105,7 @@ impl<C: Clock + Clone> Budget<C> {
             }
         };
         taken.map_err(|wait| {
-            if meters.told.check().is_ok() {
+            if meters.logged.check().is_ok() {
                 tracing::warn!(?share, "the budget of KMS calls is spent: BYOK_KMS_CALLS_PER_MINUTE");
             }
             KmsError::budget_spent(wait)
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_who_waits_as_long_as_was_said_is_let_through() {
+    fn a_caller_who_waits_as_long_as_the_refusal_says_succeeds() {
         let (budget, clock) = budget(7);
         taken(&budget, Share::Caller, 7);
         for _ in 0..20 {

@@ -2,26 +2,26 @@
 //! retries, and a pause while the provider throttles. The content of a call and the meaning of its
 //! answer are the provider's; this file only decides whether and when a request is made.
 //!
-//! - **Deadline.** Nothing outlives it: waiting for a place, a token, an answer or a pause all end
-//!   with it.
+//! - **Deadline.** It ends everything: the waits for a permit, a token, an answer or a pause.
 //! - **Bound.** At most [`AT_ONCE`] requests are under way to one key, [`PER_CALL`] of them for one
-//!   call of [`super::Kms`], so that a large batch leaves places for others. Who waits is served in
-//!   the order of arrival.
-//! - **Retries.** What failed on the way, or inside the provider, is tried again at most
-//!   [`RETRIES`] times, after a pause that grows fourfold and half of which is chance. Each retry
-//!   is paid from an allowance that every tenth success fills up, so a provider that fails gets no
-//!   storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate only
-//!   make wrapped DEKs that nobody keeps.
-//! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that
-//!   all share: what it asks for (up to [`LONGEST_ASKED`]), or one that doubles from
+//!   call of [`super::Kms`], so that a large batch leaves permits for others. Waiting calls are
+//!   served in the order of arrival.
+//! - **Retries.** A request that failed in the network or inside the provider is retried at most
+//!   [`RETRIES`] times, after a pause that grows fourfold and half of which is random. Retries are
+//!   paid from an allowance, which gains one retry with ten successes, so that a provider that
+//!   fails gets no storm of retries. Retrying is safe: unwrap changes nothing, and wrap, rewrap and
+//!   generate only make wrapped DEKs that are thrown away.
+//! - **Throttling.** While a provider throttles, it gets one request at a time, after a pause that
+//!   all calls share: the one that it asks for (up to [`LONGEST_ASKED`]), or one that doubles from
 //!   [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have its turn before its deadline
-//!   fails without a request. The first success or refusal of one whose turn it was lets all go
-//!   again.
-//! - **Budget.** Each request, retries too, is taken from the tenant's [`Budget`] right before it
-//!   is made. Where that is spent, the call fails without one.
-//! - **Probes** of the key wait for none of these: they have places of their own
-//!   ([`PROBES_AT_ONCE`]), pay for no retry, pass by the brake and are not refused by the budget.
-//!   They are few, and a probe that does not get through turns the tenant off.
+//!   fails without a request. The first success or refusal of a call that had its turn ends the
+//!   throttling.
+//! - **Budget.** Each request, including retries, is charged to the tenant's [`Budget`] right
+//!   before it is made. If the budget is spent, the call fails without a request.
+//! - **Probes** of the key wait for none of these: they have permits of their own
+//!   ([`PROBES_AT_ONCE`]), their retries cost no allowance, they ignore the brake, and the budget
+//!   does not refuse them. They are few, and a probe that does not get through turns the tenant
+//!   off.
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +37,7 @@ use crate::kms::{Asked, KmsError, KmsErrorClass, Purpose, RequestCounts, Verdict
 
 /// The most requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
-/// The most probes of one key under way beside them: some that hang must not hold up the next.
+/// The most probes of one key under way besides: a few that hang must not delay the next one.
 const PROBES_AT_ONCE: usize = 16;
 /// The most requests under way for one call of [`super::Kms`].
 pub(super) const PER_CALL: usize = 16;
@@ -56,7 +56,8 @@ const RETRY_COST: u32 = 10;
 const SUCCESS_GAIN: u32 = 1;
 const FULL_ALLOWANCE: u32 = 20 * RETRY_COST;
 
-/// Makes one call for each item, [`PER_CALL`] at a time; answers in the order of the items.
+/// Makes one call for each item, [`PER_CALL`] at a time, and returns the answers in the order of
+/// the items.
 pub(super) async fn each<Item, Call: Future>(
     items: impl IntoIterator<Item = Item>,
     call: impl Fn(Item) -> Call,
@@ -90,8 +91,8 @@ pub(super) struct Call {
 pub(super) struct CallPolicy {
     counts: Arc<RequestCounts>,
     timeout: Duration,
-    places: Semaphore,
-    probe_places: Semaphore,
+    permits: Semaphore,
+    probe_permits: Semaphore,
     allowance: Mutex<u32>,
     budget: Budget,
     brake: Brake,
@@ -104,8 +105,8 @@ impl CallPolicy {
         Self {
             counts: Arc::new(RequestCounts::new(provider)),
             timeout,
-            places: Semaphore::new(AT_ONCE),
-            probe_places: Semaphore::new(PROBES_AT_ONCE),
+            permits: Semaphore::new(AT_ONCE),
+            probe_permits: Semaphore::new(PROBES_AT_ONCE),
             allowance: Mutex::new(FULL_ALLOWANCE),
             budget: Budget::new(per_minute),
             brake: Brake::default(),
@@ -153,8 +154,8 @@ impl CallPolicy {
         self.run_batch(call, |_| None, attempt).await
     }
 
-    /// Like [`Self::run`]; `class` is the error class of an item in an answer that came, which
-    /// counts as the result of the request.
+    /// Like [`Self::run`], for an answer with several items. `class` returns the error class of an
+    /// item in the answer, which counts as the result of the request.
     pub(super) async fn run_batch<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
         call: Call,
@@ -170,9 +171,9 @@ impl CallPolicy {
                 Err(failed) => failed,
             };
             let Failed { error, wait } = failed;
-            tracing::debug!(class = ?error.class, http_status = error.http_status, retry, "the KMS did not do it");
-            // Time was up, or no turn or budget was to be had, before the provider said anything:
-            // what it said before tells more.
+            tracing::debug!(class = ?error.class, http_status = error.http_status, retry, "a request to the KMS failed");
+            // The retry ended without an answer: time was up, or there was no turn or budget. The
+            // error of the attempt before tells more.
             if error.http_status.is_none()
                 && matches!(
                     error.class,
@@ -181,8 +182,8 @@ impl CallPolicy {
             {
                 return Err(before.unwrap_or(error));
             }
-            // The pause of a throttled call is the one that all share; but for a probe, which
-            // passes by it.
+            // A throttled call waits for the pause that all calls share, except a probe, which
+            // ignores it.
             let pause = match error.class {
                 KmsErrorClass::Throttled if share != Share::Probe => Duration::ZERO,
                 _ => jittered(FIRST_PAUSE * 4_u32.pow(retry)).max(asked(wait)),
@@ -207,7 +208,7 @@ impl CallPolicy {
         attempt: &impl Fn() -> Attempt,
     ) -> Result<T, Failed> {
         let deadline = call.deadline;
-        let (turn, place) = match self.admitted(call).await {
+        let (turn, permit) = match self.admitted(call).await {
             Ok(admitted) => admitted,
             Err(error) => {
                 self.counts.withheld(call.asked, error.class);
@@ -222,11 +223,11 @@ impl CallPolicy {
             Err(Failed { error, .. }) => Some(error.class),
         };
         self.counts.made(call.asked, class, began.elapsed());
-        drop(place);
+        drop(permit);
         match &outcome {
             Ok(_) => {
-                // One that had no turn was under way before the throttling, and says nothing about
-                // its end.
+                // A call without a turn began before the throttling, so its success does not end
+                // it.
                 if turn.is_some() {
                     self.brake.release();
                 }
@@ -236,7 +237,8 @@ impl CallPolicy {
             Err(failed) if failed.error.class == KmsErrorClass::Throttled => {
                 self.brake.press(asked(failed.wait), turn.is_some());
             }
-            // It was looked at: with a key that is turned off there would never be a success.
+            // The provider processed the request. With a key that is turned off there would never
+            // be a success.
             Err(failed) if turn.is_some() => match failed.error.class.verdict() {
                 Verdict::Revoked | Verdict::Item | Verdict::Misconfigured => self.brake.release(),
                 Verdict::Outage | Verdict::Unasked => {}
@@ -257,13 +259,13 @@ impl CallPolicy {
             return Err(KmsError::local(KmsErrorClass::Timeout));
         }
         let admitted = match share {
-            Share::Probe => (None, place(&self.probe_places, deadline).await?),
+            Share::Probe => (None, permit(&self.probe_permits, deadline).await?),
             Share::Caller | Share::Rotation | Share::Prepaid => loop {
                 let turn = self.brake.pass(deadline).await?;
-                let place = place(&self.places, deadline).await?;
-                // The throttling may have begun while this call waited for its place.
+                let permit = permit(&self.permits, deadline).await?;
+                // The throttling may have begun while this call waited for its permit.
                 if turn.is_some() || !self.brake.is_pressed() {
-                    break (turn, place);
+                    break (turn, permit);
                 }
             },
         };
@@ -316,7 +318,7 @@ impl Brake {
                 None => return Ok(None),
                 Some(pressed) if pressed.until >= deadline => return Err(too_late()),
                 Some(pressed) if pressed.until <= Instant::now() => return Ok(Some(turn)),
-                // Those that are under way may yet be told to wait longer.
+                // Calls that are under way may still lengthen the pause.
                 Some(pressed) => sleep_until(pressed.until).await,
             }
         }
@@ -345,9 +347,9 @@ impl Brake {
     }
 }
 
-async fn place(places: &Semaphore, deadline: Instant) -> Result<SemaphorePermit<'_>, KmsError> {
-    match timeout_at(deadline, places.acquire()).await {
-        Ok(Ok(place)) => Ok(place),
+async fn permit(permits: &Semaphore, deadline: Instant) -> Result<SemaphorePermit<'_>, KmsError> {
+    match timeout_at(deadline, permits.acquire()).await {
+        Ok(Ok(permit)) => Ok(permit),
         Ok(Err(_)) | Err(_) => Err(KmsError::local(KmsErrorClass::Timeout)),
     }
 }
@@ -356,7 +358,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The pause that a provider asks for, as far as we follow it.
+/// The pause that a provider asks for, up to the longest one that we accept.
 fn asked(wait: Option<Duration>) -> Duration {
     wait.unwrap_or_default().min(LONGEST_ASKED)
 }
@@ -382,8 +384,9 @@ mod tests {
         KmsError::answered(class, 500, None).into()
     }
 
-    /// Runs `calls` calls at once against a provider that answers each attempt with `answer`; how
-    /// many attempts it saw, the most at a time, and what became of the calls.
+    /// Runs `calls` calls at once against a provider that answers each attempt with `answer`.
+    /// Returns the number of attempts that it saw, the most at a time, and the outcomes of the
+    /// calls.
     async fn storm(
         policy: &CallPolicy,
         calls: usize,
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_and_no_more_are_under_way() {
+    async fn requests_at_once_are_bounded() {
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let (seen, most, outcomes) = storm(&policy, 500, |_| Ok(())).await;
         assert_eq!((seen, most), (500, AT_ONCE));
@@ -414,7 +417,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_call_takes_a_part_of_the_places_and_keeps_its_order() {
+    async fn one_call_takes_some_of_the_permits_and_keeps_its_order() {
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let answers = each(0..100, |item| {
             let (now, most) = (&now, &most);
@@ -541,7 +544,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_hangs_up_gives_back_the_turn_and_the_place() {
+    async fn a_call_that_is_dropped_returns_its_turn_and_permit() {
         let policy = std::sync::Arc::new(CallPolicy::new("p", Duration::from_secs(5), None));
         storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
         assert!(policy.brake.is_pressed());
@@ -567,7 +570,7 @@ mod tests {
         calls.iter().for_each(tokio::task::JoinHandle::abort);
         sleep(Duration::from_millis(1)).await;
         assert!(storm(&policy, 1, |_| Ok(())).await.2[0].is_ok());
-        assert_eq!(policy.places.available_permits(), AT_ONCE);
+        assert_eq!(policy.permits.available_permits(), AT_ONCE);
     }
 
     #[tokio::test(start_paused = true)]
@@ -575,18 +578,18 @@ mod tests {
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
         let (_, _, outcomes) = storm(&policy, 1_000, |_| Err(failed(KmsErrorClass::KeyDisabled))).await;
-        let told = |outcome: &&Result<(), KmsError>| {
+        let refused = |outcome: &&Result<(), KmsError>| {
             outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::KeyDisabled)
         };
-        assert_eq!(outcomes.iter().filter(told).count(), 1_000);
+        assert_eq!(outcomes.iter().filter(refused).count(), 1_000);
     }
 
     fn bounded(per_minute: u32) -> CallPolicy {
         CallPolicy::new("p", Duration::from_secs(5), NonZeroU32::new(per_minute))
     }
 
-    /// Probes at once against a provider that answers each with `answer`; how many requests it saw,
-    /// and what came of it.
+    /// Sends probes at once to a provider that answers each with `answer`. Returns the number of
+    /// requests that it saw, and the outcomes.
     async fn probe(
         policy: &CallPolicy,
         probes: usize,
@@ -626,7 +629,7 @@ mod tests {
         let withheld: Vec<_> = requests.withheld.iter().map(|one| (one.reason, one.count)).collect();
         assert_eq!(withheld, [("budget", 16)]);
 
-        // Of a batch what went wrong with an item counts, though the answer is one.
+        // In a batch, the error of an item counts, although the answer as a whole is a success.
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let class = |_: &()| Some(KmsErrorClass::KeyVersionUnavailable);
         let once = || async { Ok(()) };
@@ -646,7 +649,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_paid_before_is_taken_once_and_its_retries_like_any() {
+    async fn prepaid_requests_are_charged_once_and_their_retries_as_usual() {
         let policy = bounded(6);
         let share = policy.prepay_rewrap(Purpose::Record, NonZeroU32::new(2).unwrap()).unwrap();
         assert_eq!(share, Share::Prepaid);
@@ -704,7 +707,7 @@ mod tests {
         let hanging = futures_util::future::join_all((0..AT_ONCE + 100).map(|_| hang()));
         let probing = async {
             sleep(Duration::from_millis(10)).await;
-            assert_eq!(policy.places.available_permits(), 0);
+            assert_eq!(policy.permits.available_permits(), 0);
             let began = Instant::now();
             assert_eq!(probe(&policy, 1, || Ok(())).await.1, [Ok(())]);
             assert_eq!(began.elapsed(), Duration::ZERO);
@@ -721,7 +724,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_passes_by_the_brake_and_does_not_release_it() {
+    async fn a_probe_ignores_the_brake_and_does_not_release_it() {
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
         storm(&policy, 1, |_| Err(asked())).await;

@@ -11,7 +11,7 @@ use rustls::{AlertDescription, CertificateError};
 pub enum Distrust {
     /// No authority that we trust issued the provider's certificate.
     UnknownIssuer,
-    /// An authority of that name is trusted, and it is another one.
+    /// A trusted authority has the issuer's name, but another key.
     BadSignature,
     /// The certificate is no longer valid, or not yet.
     OutOfTime,
@@ -24,19 +24,19 @@ pub enum Distrust {
     Unusable,
     /// The provider does not trust us: it asks for a client certificate, or for another one.
     OfUs,
-    /// The other side does not speak TLS, or no form of it that we do.
+    /// The other side does not speak TLS, or no version of it that we support.
     NoTls,
 }
 
 impl Distrust {
-    /// The reason in rustls's error, where that is among the causes of this one.
+    /// The reason in rustls's error, if that is among the causes of this one.
     pub(super) fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<rustls::Error>() {
                 return Self::of_tls(error);
             }
-            // What an `io::Error` holds, another one among it, is not among its sources.
+            // The error that an `io::Error` wraps is not among its sources.
             next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
                 Some(held) => Some(held),
                 None => error.source(),

@@ -49,15 +49,16 @@ pub enum KmsErrorClass {
 /// The meaning of an error for the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The KMS says no: the customer has turned the key, or our access to it, off.
+    /// The KMS refuses: the customer has turned off the key, or our access to it.
     Revoked,
     /// The KMS is out of reach; nothing is known about the key.
     Outage,
-    /// This one wrapped DEK is bad; the key is well.
+    /// This one wrapped DEK is bad; the key works.
     Item,
     /// We are configured wrongly.
     Misconfigured,
-    /// The KMS was not asked, as our own budget of calls is spent; nothing is known about the key.
+    /// The KMS was not asked because our own budget of calls is spent; nothing is known about the
+    /// key.
     Unasked,
 }
 
@@ -138,12 +139,12 @@ impl KmsErrorClass {
     }
 }
 
-/// The place where an error occurred.
+/// The stage of a call at which an error occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The KMS, in a call of the key.
     Key,
-    /// The origin of our credential, before the KMS was called.
+    /// The source of our credential, before the KMS was called.
     Credential,
 }
 
@@ -156,7 +157,7 @@ pub struct KmsError {
     pub http_status: Option<u16>,
     /// The request id by which the provider's log has the call, where it answered.
     pub request_id: Option<Arc<str>>,
-    /// The place where it occurred.
+    /// The stage at which it occurred.
     pub stage: Stage,
     /// The reason why no TLS connection was made, where that failed.
     pub distrust: Option<Distrust>,
@@ -195,7 +196,7 @@ impl KmsError {
         Self { http_status: Some(http_status), request_id, ..Self::local(class) }
     }
 
-    /// The same error, met on the way to a credential.
+    /// The same error, as one that occurred while obtaining a credential.
     pub fn of_credential(self) -> Self {
         Self { stage: Stage::Credential, ..self }
     }

@@ -1,11 +1,12 @@
-//! What the server's log may hold of a KMS that refused or failed: its class, HTTP status and request id, never its text.
+//! The log line for an error of the KMS. It has the error's class, HTTP status and request id, and
+//! never its text.
 
 use super::{Distrust, KmsError, KmsErrorClass};
 use crate::model::RequestId;
 
-/// Logs a failure of the KMS, and which request met it, where it was one.
+/// Logs a failure of the KMS, with the id of the request that it affected, if there was one.
 pub fn log_failure(error: &KmsError, request_id: Option<&RequestId>) {
-    // Said once a minute where the budget is kept, and not for each of its items.
+    // The budget logs this itself, once a minute.
     if error.class == KmsErrorClass::BudgetSpent {
         return;
     }

@@ -1,16 +1,15 @@
-//! One HTTP request to a provider, and its answer. For every provider that has no client of its own
-//! that does this.
+//! One HTTP request to a provider, and its answer, for the providers that have no client library
+//! with its own HTTP.
 //!
-//! - **It goes where the configuration says and nowhere else.** A client is made for a list of
-//!   origins; a request to another one is refused before a name is looked up. Redirects are not
-//!   followed, no proxy is taken from the environment: what a provider answers (a redirect, a
-//!   challenge, an address in a token's answer) can never carry a DEK or a credential, or us, to
-//!   another host.
+//! - **Requests go only to the configured hosts.** A client is made for a list of origins; a
+//!   request to another one is refused before its name is resolved. Redirects are not followed, and
+//!   no proxy is taken from the environment, so no answer of a provider (a redirect, a challenge,
+//!   an address in a token's answer) can send a DEK or a credential to another host.
 //! - An answer is read up to [`MAX_ANSWER_BYTES`].
-//! - What holds a DEK or credential is wiped when it is dropped: the body that we send and the body
-//!   that we collect by their types. hyper and rustls copy both through buffers of their own, which
-//!   live as long as their connection and are wiped by the allocator when it ends: see
-//!   [`Connections::hang_up`].
+//! - Bodies, which hold DEKs and credentials, are wiped when they are dropped: the types of the one
+//!   that we send and the one that we receive do that. hyper and rustls copy both through buffers
+//!   of their own, which live as long as their connection and are wiped by the allocator when it
+//!   ends: see [`Connections::hang_up`].
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -43,8 +42,8 @@ pub(super) struct HttpSettings<'a> {
     pub(super) ca_file: Option<(&'static str, &'a Path)>,
     /// The certificate and key for mutual TLS, each with its variable.
     pub(super) client: Option<[(&'static str, &'a Path); 2]>,
-    /// The time limit of a call; a quarter of it may go into connecting, a half until a silent
-    /// connection is given up.
+    /// The time limit of a call. Connecting may take a quarter of it; a connection that stays
+    /// silent is given up after half of it.
     pub(super) timeout: Duration,
 }
 
@@ -63,7 +62,7 @@ struct Making {
     timeout: Duration,
 }
 
-/// An answer, of whatever status.
+/// An answer with any status.
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
@@ -84,7 +83,7 @@ impl Reply {
 }
 
 impl Connections for Http {
-    /// Closes all connections: those that wait now at once, those in use when their call ends.
+    /// Closes all connections: idle ones at once, the others when their call ends.
     fn hang_up(&self) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -169,11 +168,11 @@ impl Making {
             .no_proxy()
             .referer(false)
             .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
-            // A host that does not answer at all is out of reach, and not slow: it is tried again
-            // within the deadline.
+            // A host that does not answer at all is out of reach, not slow, so the request is
+            // retried within the deadline.
             .connect_timeout(self.timeout / 4)
-            // Nor is a connection over which nothing comes, not even to a ping: of HTTP/2 all calls
-            // would share it.
+            // The same applies to a connection that does not even answer a ping: with HTTP/2, all
+            // calls would share it.
             .http2_keep_alive_interval(self.timeout / 4)
             .http2_keep_alive_timeout(self.timeout / 4);
         if let Some(certificates) = &self.certificates {
@@ -187,7 +186,7 @@ impl Making {
 }
 
 async fn receive(request: reqwest::RequestBuilder) -> Result<Reply, KmsError> {
-    // What reqwest says of an error names the address; the class is all that leaves this function.
+    // The text of reqwest's error contains the address, so only the class leaves this function.
     let unreachable = |error: reqwest::Error| {
         let distrust = Distrust::of(&error);
         KmsError { distrust, ..KmsError::local(KmsErrorClass::Unreachable) }
@@ -223,7 +222,7 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 fn pause(text: &str) -> Option<Duration> {
     #[expect(
         clippy::disallowed_methods,
-        reason = "the date is of the other side's wall clock; the deadline bounds it"
+        reason = "the date is from the other side's wall clock; the deadline bounds it"
     )]
     let now = SystemTime::now();
     match text.trim().parse() {
@@ -244,7 +243,9 @@ fn authorities(bundle: &[u8]) -> Result<(), String> {
         let certificate = certificate.map_err(|_| DAMAGED.to_owned())?;
         count += 1;
         let unusable = |_| {
-            format!("names a file whose certificate no. {count} is no X.509 certificate that can be trusted")
+            format!(
+                "names a file whose certificate no. {count} is not an X.509 certificate that can be trusted"
+            )
         };
         roots.add(certificate).map_err(unusable)?;
     }
@@ -284,8 +285,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_no_authority_says_what_it_holds_instead() {
-        let said = |bundle: &[u8]| authorities(bundle).err().unwrap_or_default();
+    fn the_error_says_what_a_file_without_an_authority_holds() {
+        let problem = |bundle: &[u8]| authorities(bundle).err().unwrap_or_default();
         for (bundle, why) in [
             (&b""[..], "it is empty"),
             (&[0x30, 0x82, 1, 2][..], "it is in DER"),
@@ -299,7 +300,7 @@ mod tests {
             (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "certificate no. 1"),
             (b"hello", "something else"),
         ] {
-            assert!(said(bundle).contains(why), "{why}: {}", said(bundle));
+            assert!(problem(bundle).contains(why), "{why}: {}", problem(bundle));
         }
     }
 

@@ -1,9 +1,9 @@
-//! A key in a file, for `byok dev` and for tests. It protects nothing from whoever reads the file;
-//! the configuration of `byok serve` refuses it.
+//! A key in a file, for `byok dev` and for tests. It protects nothing from somebody who can read
+//! the file, so the configuration of `byok serve` refuses it.
 //!
-//! The file is JSON, readable by its owner only, and is read at each call: what another process
-//! does to it (rotate, disable, remove) holds at once, so that the kill switch and rotation can be
-//! tried without a KMS.
+//! The file is JSON, readable by its owner only, and is read at each call: a change by another
+//! process (rotate, disable, remove) takes effect at once, so that the kill switch and rotation can
+//! be tried without a KMS.
 //!
 //! ```json
 //! { "format": "byok-local-key/1",
@@ -52,7 +52,7 @@ impl LocalKey {
     ///
     /// # Errors
     ///
-    /// A file that is not there, that others can read, or that is something else.
+    /// A file that is missing, that others can read, or that is not a key file.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let local = Self { path: path.into() };
         Stored::read(&local.path).map_err(|error| local.error("cannot be used", &error))?;
@@ -90,16 +90,16 @@ impl LocalKey {
     ///
     /// # Errors
     ///
-    /// As [`Self::rotate`].
+    /// The file cannot be read or written.
     pub fn disable(&self) -> io::Result<()> {
         self.change(|stored| stored.enabled = false)
     }
 
-    /// The command that turns the key on again.
+    /// Turns the key on again.
     ///
     /// # Errors
     ///
-    /// As [`Self::rotate`].
+    /// The file cannot be read or written.
     pub fn enable(&self) -> io::Result<()> {
         self.change(|stored| stored.enabled = true)
     }
@@ -112,7 +112,8 @@ impl LocalKey {
     fn change(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
         let mut stored = Stored::read(&self.path)?;
         change(&mut stored);
-        // In one step: who reads meanwhile sees the old file or the new one, whole.
+        // A rename is atomic: a concurrent reader sees the complete old file or the complete new
+        // one.
         let mut new = self.path.clone().into_os_string();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);
@@ -205,7 +206,7 @@ impl KmsDiagnosis for LocalKey {
     async fn exposure(&self) -> Vec<Exposure> {
         let remedy = "use it for development only";
         vec![Exposure {
-            what: "key: it lies in a file on this machine and protects nothing from whoever reads it",
+            what: "key: it is in a file on this machine, and protects nothing from anyone who can read the file",
             remedy,
         }]
     }
@@ -278,7 +279,7 @@ impl StoredVersion {
 }
 
 impl Stored {
-    /// Reads the file. One that others can read is refused, as `ssh` does with its keys.
+    /// Reads the file. Refuses one that others can read, as `ssh` does with its keys.
     fn read(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if file.metadata()?.permissions().mode() & 0o077 != 0 {

@@ -1,11 +1,11 @@
-//! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; only wrap
-//! and unwrap are *needed*, every read of metadata is optional. The text of a provider's error goes
-//! nowhere: not to the caller, not to the audit log, not to our own log. Its request id, its HTTP
-//! status and our error class do.
+//! The interface to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext. Only
+//! wrap and unwrap are *needed*; every read of metadata is optional. The text of a provider's error
+//! is never passed on: not to the caller, not to the audit log, not to our own log. Its request id,
+//! its HTTP status and our error class are.
 //!
 //! Each user of a provider has an interface of its own: [`Kms`] for those who wrap and unwrap,
-//! [`KmsDiagnosis`] for `byok doctor`, [`RequestCounts`] for metrics, [`Connections`] for whoever
-//! drops DEKs from memory.
+//! [`KmsDiagnosis`] for `byok doctor`, [`RequestCounts`] for metrics, [`Connections`] for the code
+//! that drops DEKs from memory.
 //!
 //! | provider | `BYOK_PROVIDER` | wrap scheme 1 |
 //! |---|---|---|
@@ -81,13 +81,14 @@ impl fmt::Display for LogPosition {
 }
 
 /// The purpose of a DEK. A probe's is bound as such where a provider takes associated data, so that
-/// the customer can tell probes from records in their own log, and it opens for nothing else.
+/// the customer can distinguish probes from records in their own log, and it cannot be unwrapped as
+/// anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Encryption of a record.
     Record,
-    /// Encryption of a record that may come later: bound as [`Self::Record`], but made while no
-    /// caller waits for it, so that callers take precedence.
+    /// Encryption of a future record: bound as [`Self::Record`], but made while no caller waits for
+    /// it, so that callers take precedence.
     RecordAhead,
     /// A test of whether the key works. Its calls count in the budget, which never refuses them.
     Probe,
@@ -159,13 +160,13 @@ pub struct KmsProfile {
     /// Whether wrapping takes no secret, as with a public key. A wrapped DEK in our database may
     /// then come from anybody.
     pub anybody_wraps: bool,
-    /// The name that every version of the key gets while the provider does not tell them apart.
+    /// The name that every version of the key gets while the provider does not distinguish them.
     pub unnamed_version: Option<&'static str>,
 }
 
 impl KmsProfile {
     /// Whether another version of the key would have another name than this one. If not, a rotation
-    /// of the key does not show.
+    /// of the key cannot be noticed.
     pub fn tells_apart(&self, version: &KeyVersion) -> bool {
         self.unnamed_version != Some(&*version.version)
     }

@@ -2,18 +2,18 @@
 //!
 //! | refusal | the same credential | another one |
 //! |---|---|---|
-//! | that nobody counts | after a pause that doubles from one second to sixty | at once |
-//! | that the other side counts towards a lockout | after [`QUIET`] | at once, but [`MOST_COUNTED`] times in a row at most; then after [`QUIET`] |
+//! | not counted towards a lockout | after a pause that doubles from one second to sixty | at once |
+//! | counted towards a lockout by the other side | after [`QUIET`] | at once, but at most [`MOST_COUNTED`] times in a row; then after [`QUIET`] |
 //!
-//! Vault and OpenBao lock an AppRole out for 15 minutes at the fifth wrong secret id, and forget
-//! the count when none came for 15 minutes, or with a login that succeeds
+//! Vault and OpenBao lock out an AppRole for 15 minutes at the fifth wrong secret id, and reset the
+//! count after 15 minutes without one, or at a login that succeeds
 //! (<https://developer.hashicorp.com/vault/docs/concepts/user-lockout>). So one process never
-//! causes a lockout, whatever asks for a login in it. Several processes share one count without
-//! knowing of each other: docs/kms/vault.md says how many are safe.
+//! causes a lockout, however many of its parts ask for a login. Several processes share one count
+//! without coordination: docs/kms/vault.md says how many are safe.
 //!
-//! While a counted refusal stands, what is known of the key may be 20 minutes old: the error is
-//! [`KmsErrorClass::LoginPaused`](super::KmsErrorClass::LoginPaused). A refusal that nobody counts
-//! is a minute old at most, and is repeated as it was.
+//! During the pause after a counted refusal, that refusal may be 20 minutes old, so the error is
+//! [`KmsErrorClass::LoginPaused`](super::KmsErrorClass::LoginPaused). A refusal that is not counted
+//! is at most a minute old, so its own error is repeated.
 
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ use tokio::time::Instant;
 
 use super::KmsError;
 
-/// The pause after a refusal that nobody counts: the first, and the longest.
+/// The pause after a refusal that is not counted: the first, and the longest.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// The time for which nothing is presented that may be counted. It is longer than the 15 minutes
-/// after which the count is forgotten, by more than the replicas of one deployment are apart in
-/// meeting the same refusal.
+/// The pause before the next login that may be counted. It is longer than the 15 minutes after
+/// which the count is reset, by more than the time between the replicas of one deployment that get
+/// the same refusal.
 const QUIET: Duration = Duration::from_secs(20 * 60);
 /// The most counted refusals in a row of one process: two below the five that lock out, one of them
 /// for `byok doctor`.
@@ -39,7 +39,7 @@ pub(super) fn longer(pause: Duration) -> Duration {
     (pause * 2).min(PAUSES.1)
 }
 
-/// The refusals of one identity so far, as far as they matter for the next login.
+/// The past refusals of one identity that matter for its next login.
 #[derive(Default)]
 pub(super) struct Pacing {
     last: Option<Refused>,
@@ -51,7 +51,7 @@ struct Refused {
     credential: Fingerprint,
     error: KmsError,
     until: Instant,
-    /// The pause after a refusal that nobody counts.
+    /// The pause after a refusal that is not counted.
     pause: Duration,
     is_counted: bool,
 }
@@ -59,7 +59,7 @@ struct Refused {
 impl Pacing {
     /// Whether this credential may be presented now; the error is the answer to give instead, with
     /// the time until it may be.
-    pub(super) fn may_show(&self, credential: &Fingerprint) -> Result<(), KmsError> {
+    pub(super) fn may_present(&self, credential: &Fingerprint) -> Result<(), KmsError> {
         let left = |until: Instant| {
             let left = until.saturating_duration_since(Instant::now());
             (!left.is_zero()).then_some(left)
@@ -68,9 +68,10 @@ impl Pacing {
         if let Some(last) = last
             && let Some(left) = left(last.until)
         {
-            return Err(match last.is_counted {
-                true => KmsError::login_paused(left),
-                false => KmsError { retry_after: Some(left), ..last.error.clone() },
+            return Err(if last.is_counted {
+                KmsError::login_paused(left)
+            } else {
+                KmsError { retry_after: Some(left), ..last.error.clone() }
             });
         }
         match self.counted_at.filter(|_| self.counted >= MOST_COUNTED).and_then(|at| left(at + QUIET)) {
@@ -79,7 +80,7 @@ impl Pacing {
         }
     }
 
-    /// Notes a refusal that nobody counts, and returns the time for which the credential is not
+    /// Notes a refusal that is not counted, and returns the time for which the credential is not
     /// presented again.
     pub(super) fn refused(&mut self, credential: Fingerprint, error: &KmsError) -> Duration {
         let last = self.last.as_ref().filter(|last| last.credential == credential && !last.is_counted);
@@ -89,7 +90,7 @@ impl Pacing {
     }
 
     /// Notes that the credential is not to be presented again for a while, and returns the time:
-    /// the one that was asked for, up to a minute, or that of [`Self::refused`].
+    /// the one that was asked for, up to a minute, or else the pause of [`Self::refused`].
     pub(super) fn deferred(
         &mut self,
         credential: Fingerprint,
@@ -165,16 +166,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_credential_asked_for_each_second_never_locks_out() {
-        let (mut pacing, mut lockout, mut shown) = (Pacing::default(), Lockout::default(), 0);
+        let (mut pacing, mut lockout, mut presented) = (Pacing::default(), Lockout::default(), 0);
         for _ in 0..24 * 3600 {
-            if pacing.may_show(&[1; 32]).is_ok() {
+            if pacing.may_present(&[1; 32]).is_ok() {
                 lockout.wrong_login();
                 pacing.refused_and_counted([1; 32], &refusal());
-                shown += 1;
+                presented += 1;
             }
             advance(Duration::from_secs(1)).await;
         }
-        assert_eq!(shown, 24 * 3);
+        assert_eq!(presented, 24 * 3);
     }
 
     #[tokio::test(start_paused = true)]
@@ -183,7 +184,7 @@ mod tests {
             let (mut pacing, mut lockout) = (Pacing::default(), Lockout::default());
             for n in 0_u32..2_000 {
                 let credential = [n.to_be_bytes()[3] % 7; 32];
-                if pacing.may_show(&credential).is_ok() {
+                if pacing.may_present(&credential).is_ok() {
                     lockout.wrong_login();
                     pacing.refused_and_counted(credential, &refusal());
                 }
@@ -197,7 +198,7 @@ mod tests {
         let (mut one, mut other, mut lockout) = (Pacing::default(), Pacing::default(), Lockout::default());
         for second in 0..12 * 3600 {
             for (pacing, since) in [(&mut one, 0), (&mut other, 290)] {
-                if second >= since && pacing.may_show(&[1; 32]).is_ok() {
+                if second >= since && pacing.may_present(&[1; 32]).is_ok() {
                     lockout.wrong_login();
                     pacing.refused_and_counted([1; 32], &refusal());
                 }
@@ -210,14 +211,14 @@ mod tests {
     async fn a_changed_credential_is_shown_at_once_until_too_many_are_refused() {
         let mut pacing = Pacing::default();
         for credential in 1..=3 {
-            assert_eq!(pacing.may_show(&[credential; 32]), Ok(()));
+            assert_eq!(pacing.may_present(&[credential; 32]), Ok(()));
             pacing.refused_and_counted([credential; 32], &refusal());
         }
-        let paused = pacing.may_show(&[4; 32]).unwrap_err();
+        let paused = pacing.may_present(&[4; 32]).unwrap_err();
         assert_eq!((paused.class, paused.class.verdict()), (KmsErrorClass::LoginPaused, Verdict::Outage));
         assert_eq!(paused.retry_after, Some(QUIET));
         advance(QUIET).await;
-        assert_eq!(pacing.may_show(&[4; 32]), Ok(()));
+        assert_eq!(pacing.may_present(&[4; 32]), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -227,19 +228,19 @@ mod tests {
             pacing.refused_and_counted([credential; 32], &refusal());
         }
         pacing.succeeded();
-        assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+        assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_login_without_an_answer_counts_where_the_credential_was_refused_before() {
         let mut pacing = Pacing::default();
         pacing.unanswered([1; 32]);
-        assert_eq!(pacing.may_show(&[1; 32]), Ok(()), "an outage is no refusal");
+        assert_eq!(pacing.may_present(&[1; 32]), Ok(()), "an outage is no refusal");
         pacing.refused_and_counted([1; 32], &refusal());
         advance(QUIET).await;
-        assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+        assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
         pacing.unanswered([1; 32]);
-        assert_eq!(pacing.may_show(&[1; 32]).unwrap_err().class, KmsErrorClass::LoginPaused);
+        assert_eq!(pacing.may_present(&[1; 32]).unwrap_err().class, KmsErrorClass::LoginPaused);
     }
 
     #[tokio::test(start_paused = true)]
@@ -248,7 +249,7 @@ mod tests {
             let mut pacing = Pacing::default();
             assert_eq!(pacing.deferred([1; 32], &refusal(), Some(asked)), PAUSES.1);
             advance(PAUSES.1).await;
-            assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+            assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
         }
     }
 
@@ -258,12 +259,12 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let pause = pacing.refused([1; 32], &refusal());
-            let held = pacing.may_show(&[1; 32]).unwrap_err();
+            let held = pacing.may_present(&[1; 32]).unwrap_err();
             assert_eq!((held.class, held.retry_after), (KmsErrorClass::CredentialInvalid, Some(pause)));
-            assert_eq!(pacing.may_show(&[2; 32]), Ok(()), "another one is shown at once");
+            assert_eq!(pacing.may_present(&[2; 32]), Ok(()), "another one is presented at once");
             pauses.push(pause.as_secs());
             advance(pause).await;
-            assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+            assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
     }

@@ -2,22 +2,21 @@
 //! and the sessions of AWS. A [`Source`] says how one credential is obtained; the [`Renewer`]
 //! decides when.
 //!
-//! - **One fetch at a time.** It runs in a task of its own, so that a caller who hangs up takes
-//!   nothing with it. Callers who come meanwhile share its outcome, unless the outcome is that its
-//!   time was up.
+//! - **One fetch at a time.** It runs in a task of its own, so that it goes on when its caller
+//!   hangs up. Callers who come meanwhile share its outcome, unless that is a timeout.
 //! - **Ahead of the end.** One task replaces a credential as early as its source wants, and after
 //!   [`LONGEST_USE`] at the latest.
 //! - **Kept in an outage.** While its replacement fails for another reason than a refusal, a
 //!   credential is used up to its end.
 //! - **Dropped when refused.** It is dropped when its replacement is refused [`Rules::refusals`]
 //!   times in a row; at once when the KMS refused it as well.
-//! - **Paced.** Evidence that was refused is not presented again at once (`pacing`). Nor is a
-//!   replacement replaced at once, where the KMS refuses that one too.
+//! - **Paced.** Evidence that was refused is not presented again at once (`pacing`). If the KMS
+//!   refuses a replacement too, that one is not replaced at once either.
 //!
 //! **The bound.** Evidence that is revoked (a secret id, an account's key, a role's trust) is
 //! refused at the next replacement, so the credential that it gave before is used no longer than
-//! [`BOUND`], as long as whoever refuses can be reached. In an outage of theirs it is used up to
-//! its own end.
+//! [`BOUND`], as long as the service that refuses can be reached. In an outage of that service it
+//! is used until it expires.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -41,11 +40,11 @@ const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// The longest sleep of the background task: a credential may have come meanwhile.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// The origin of the credentials of one identity.
+/// The source of the credentials of one identity.
 pub(super) trait Source: Send + Sync + 'static {
     /// A credential as requests carry it.
     type Credential: Send + Sync + 'static;
-    /// What is presented to get one: a secret, a key, a signed assertion.
+    /// The proof of identity that is presented to get one: a secret, a key, a signed assertion.
     type Evidence: Send + 'static;
 
     /// Reads the evidence as it is now, with a hash that identifies it.
@@ -58,7 +57,7 @@ pub(super) trait Source: Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Granted<Self::Credential>, Failed>> + Send;
 
-    /// Lengthens a credential that was granted for `granted`; `None` where another one has to be
+    /// Extends a credential that was granted for `granted`. `None` if another one has to be
     /// fetched.
     fn extend(
         &self,
@@ -94,22 +93,22 @@ pub(super) struct Life {
     pub(super) renew_after: Option<Duration>,
 }
 
-/// What a failed fetch says about the evidence.
+/// The meaning of a failed fetch for the evidence.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
-    /// Nothing.
+    /// An outage, which says nothing about the evidence.
     Outage,
-    /// Nothing; the other side may have counted it as a refusal all the same.
+    /// No answer, which says nothing about the evidence. The other side may have counted a refusal.
     Unanswered,
-    /// It is not to be presented again for a while.
+    /// A failure after which the evidence is not to be presented again for a while.
     Deferred(Option<Duration>),
-    /// It is refused.
+    /// A refusal.
     Refused,
-    /// It is refused, and the other side counts refusals towards a lockout.
+    /// A refusal that the other side counts towards a lockout.
     Counted,
 }
 
-/// What differs between identities.
+/// The settings that differ between identities.
 #[derive(Clone, Copy)]
 pub(super) struct Rules {
     /// The time limit of one fetch.
@@ -122,7 +121,7 @@ pub(super) struct Rules {
     pub(super) renews_unused: bool,
 }
 
-/// The credential in use, and the way to the next one.
+/// The credential in use, and its renewal.
 pub(super) struct Renewer<S: Source> {
     inner: Arc<Inner<S>>,
     /// The task that replaces the credential ahead of its end; it ends with the renewer.
@@ -137,7 +136,7 @@ struct Inner<S: Source> {
     used: AtomicBool,
 }
 
-/// What a fetch leaves to the next one.
+/// The state that one fetch leaves to the next.
 #[derive(Default)]
 struct Gate {
     /// The last failure, for the callers who waited for it.
@@ -207,7 +206,7 @@ impl<S: Source> Renewer<S> {
         held.map(|held| held.since.elapsed())
     }
 
-    /// A live credential, for a request that began then.
+    /// A valid credential, for a request that began at `began`.
     pub(super) async fn get(
         &self,
         began: Instant,
@@ -260,7 +259,7 @@ impl<S: Source> Inner<S> {
         }
     }
 
-    /// Replaces the credential if it is due, and returns the time until the next look.
+    /// Replaces the credential if it is due, and returns the time until the next check.
     async fn renew_what_is_due(self: &Arc<Self>) -> Duration {
         let (credential, granted, age) = {
             let mut state = self.state();
@@ -296,7 +295,8 @@ impl<S: Source> Inner<S> {
         next.map_or(WATCH, |next| next.saturating_duration_since(Instant::now()))
     }
 
-    /// A live credential that is not `instead_of`: one that came just now, or a new one.
+    /// A valid credential other than `instead_of`: one that another fetch has just obtained, or a
+    /// new one.
     async fn fetch(
         self: &Arc<Self>,
         instead_of: Option<(&Arc<S::Credential>, Because)>,
@@ -308,7 +308,7 @@ impl<S: Source> Inner<S> {
         if let Some(credential) = self.live(instead_of.map(|(old, _)| old)) {
             return Ok(credential);
         }
-        // A fetch whose time was up says nothing to a caller who has time left.
+        // The timeout of another fetch does not apply to a caller who has time left.
         if let Some((at, error)) = &gate.failed
             && *at >= began
             && error.class != KmsErrorClass::Timeout
@@ -316,9 +316,9 @@ impl<S: Source> Inner<S> {
             return Err(error.clone());
         }
         let (evidence, fingerprint) = self.source.evidence().map_err(KmsError::of_credential)?;
-        gate.pacing.may_show(&fingerprint)?;
+        gate.pacing.may_present(&fingerprint)?;
         let instead_of = instead_of.map(|(old, because)| (Arc::clone(old), because));
-        // In a task of its own: a caller who hangs up must not leave a refusal unnoticed.
+        // In a task of its own, so that a refusal is noted even if the caller hangs up.
         let fetch = tokio::spawn(Arc::clone(self).fetch_now(evidence, fingerprint, instead_of, gate));
         match timeout_at(deadline, fetch).await {
             Ok(outcome) => {
@@ -369,7 +369,7 @@ impl<S: Source> Inner<S> {
         Err(error)
     }
 
-    /// Counts a refusal to replace the credential in use, and drops it where that was the last one.
+    /// Counts a refusal to replace the credential in use, and drops the credential at the last one.
     fn refused(&self, old: &Arc<S::Credential>, because: Because) {
         let mut state = self.state();
         let Some(held) = state.held_as(old) else { return };
@@ -422,7 +422,7 @@ impl<C> Held<C> {
         held
     }
 
-    /// Sets its life from now on; the bound on its use counts from the fetch.
+    /// Sets its life from now on. The bound on its use counts from the fetch.
     fn lives(&mut self, life: Life) {
         let now = Instant::now();
         self.granted = life.granted;

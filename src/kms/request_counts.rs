@@ -1,5 +1,5 @@
-//! Counts of the requests to one key, by operation and result, and how long they took. Counts and
-//! decides nothing.
+//! Counts of the requests to one key, by operation and result, and their durations. This file only
+//! counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -68,10 +68,10 @@ pub struct RequestsWithheld {
     /// The operation.
     pub asked: Asked,
     /// The reason: `budget` (our own bound on requests a minute), `throttled` (the KMS asked for a
-    /// pause longer than the call had time), `deadline` (no place became free in time) or `login`
+    /// pause longer than the call had time), `deadline` (no permit became free in time) or `login`
     /// (the KMS refused our credential, and it is not presented again yet).
     pub reason: &'static str,
-    /// How many.
+    /// The number of requests.
     pub count: u64,
 }
 
@@ -80,9 +80,9 @@ pub struct RequestsWithheld {
 pub struct Requests {
     /// The provider, as `BYOK_PROVIDER` names it.
     pub provider: &'static str,
-    /// Those that were made; kinds and results that never came are left out.
+    /// The requests that were made. Operations and results without requests are left out.
     pub made: Vec<RequestsMade>,
-    /// Those that were not.
+    /// The requests that were not made.
     pub withheld: Vec<RequestsWithheld>,
 }
 
@@ -100,7 +100,7 @@ pub struct RequestCounts {
 }
 
 impl RequestCounts {
-    /// Counts of nothing yet; `provider` is the provider's name in metrics.
+    /// Counts that are all zero. `provider` is the provider's name in metrics.
     pub fn new(provider: &'static str) -> Self {
         Self { provider, made: Default::default(), withheld: Default::default() }
     }
@@ -126,7 +126,7 @@ impl RequestCounts {
         requests
     }
 
-    /// Counts a request that was made; one that `class` says was not counts as withheld.
+    /// Counts a request that was made. If `class` says that it was not sent, it counts as withheld.
     pub(super) fn made(&self, asked: Asked, class: Option<KmsErrorClass>, took: Duration) {
         let result = match class.map(|class| (class, class.verdict())) {
             None => 0,
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_of_a_request_is_told_by_its_class() {
+    fn the_result_of_a_request_follows_from_its_class() {
         for (class, result) in [
             (KmsErrorClass::KeyDisabled, "refused"),
             (KmsErrorClass::CredentialInvalid, "refused"),

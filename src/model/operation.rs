@@ -25,7 +25,8 @@ pub enum Operation {
     Hold,
     /// Begin a new log after the database was restored, by an operator.
     Restore,
-    /// Record that all rows of DEKs are sealed, by the server; or seal them anew, by an operator.
+    /// Record that all rows of DEKs are sealed, by the server; or give the rows new MACs, by an
+    /// operator.
     Seal,
 }
 

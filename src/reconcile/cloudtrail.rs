@@ -2,7 +2,7 @@
 //! (<https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html>).
 //! `requestID` is the id that KMS answered with. The encryption context is logged, and KMS unwraps
 //! nothing under another context. So a record whose context has `byok:purpose` can only be a probe,
-//! whoever called. `byok:dek` distinguishes DEKs.
+//! whatever its caller. `byok:dek` distinguishes DEKs.
 
 use std::sync::Arc;
 
@@ -68,11 +68,11 @@ fn of_key(event: &Value, keys: &[Arc<str>]) -> bool {
 /// Returns the role of a session, whatever the session's name; otherwise the caller, or the service
 /// that called.
 fn principal(event: &Value) -> &str {
-    let places = [
+    let pointers = [
         "/userIdentity/sessionContext/sessionIssuer/arn",
         "/userIdentity/arn",
         "/userIdentity/invokedBy",
         "/userIdentity/accountId",
     ];
-    places.iter().map(|place| text(event, place)).find(|name| !name.is_empty()).unwrap_or(NOBODY)
+    pointers.iter().map(|pointer| text(event, pointer)).find(|name| !name.is_empty()).unwrap_or(NOBODY)
 }

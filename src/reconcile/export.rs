@@ -135,8 +135,8 @@ impl Export {
         Ok(export)
     }
 
-    /// Names the callers of calls with a credential that had expired: whoever else called with it,
-    /// before or after.
+    /// Names the callers of calls with a credential that had expired: anybody else who called with
+    /// it, before or after.
     fn name_callers(&mut self, holders: &HashMap<u64, Arc<str>>) {
         for call in self.calls.values_mut().filter(|call| call.principal.starts_with(NOBODY)) {
             if let Some(holder) = call.credential.and_then(|credential| holders.get(&credential)) {

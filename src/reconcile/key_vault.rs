@@ -17,7 +17,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         _ => return other(at),
     };
     let named = ["/properties/requestUri", "/properties/id"];
-    if !named.iter().any(|place| names_key(text(record, place), "keys", keys)) {
+    if !named.iter().any(|pointer| names_key(text(record, pointer), "keys", keys)) {
         return other(at);
     }
     let status = record.pointer("/properties/httpStatusCode").and_then(Value::as_i64);

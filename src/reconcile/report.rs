@@ -44,13 +44,15 @@ impl Why {
             Self::Stranger => "someone else used the key",
             Self::NoEntry => "our identity used the key, and no entry says so",
             Self::RecordWithoutEntry => "our identity unwrapped a record's DEK, and no entry says so",
-            Self::NoCanary => "our identity unwrapped what is not known to be a canary, and no entry says so",
-            Self::Exported => "our identity took the key itself, which nothing of ours does",
+            Self::NoCanary => {
+                "our identity unwrapped something that is not known to be a canary, and no entry says so"
+            }
+            Self::Exported => "our identity exported the key itself, which byok never does",
         }
     }
 }
 
-/// A call in the provider's log that nothing of byok's explains.
+/// A call in the provider's log that no entry or probe of byok explains.
 #[derive(Clone, Debug)]
 pub struct Named {
     /// The provider's request id; at Google the id of the record.

@@ -276,10 +276,10 @@ fn decrypted(
 }
 
 const OURS: &str = r#""accessor":"hmac-sha256:aaaa","display_name":"token","token_type":"service""#;
-/// As Vault 1.21.0 writes it: an absent error and an absent reference appear as the HMAC of the
-/// empty text.
+/// A record as Vault 1.21.0 writes it: an absent error and an absent reference appear as the HMAC
+/// of the empty text.
 const OPENED: &str = r#"{"batch_results":[{"plaintext":"hmac-sha256:99","error":"hmac-sha256:00","reference":"hmac-sha256:00"}]}"#;
-/// As Vault 1.21.0 writes it.
+/// A record as Vault 1.21.0 writes it.
 const FAILED: &str =
     r#"{"http_content_type":"hmac-sha256:0a","http_raw_body":"hmac-sha256:5e","http_status_code":400}"#;
 
@@ -339,7 +339,7 @@ fn calls_with_a_token_that_has_ended_are_whose_it_was() {
 }
 
 #[test]
-fn a_key_that_is_given_out_is_named_whoever_asks() {
+fn every_export_of_the_key_itself_is_reported() {
     let own = Terms { own: vec!["root (token accessor cccccccccccccccccccccccc)".to_owned()], ..terms() };
     let report = reconciled(export(VAULT, "fields"), own, &[]);
     assert!(named(&report).contains(&("vault-export", Why::Exported)));
@@ -433,7 +433,7 @@ fn the_window_that_is_said_goes_before_the_records() {
     let read = Export::read(VAULT.as_bytes(), vec!["fields".into()], between).unwrap();
     let report = reconciled(read, Terms { from, until, ..terms() }, &[]);
     assert_eq!((report.calls, report.unexplained), (4, 4));
-    // It shows if an export ends before the end of the window that it is said to cover.
+    // The report shows that an export ends before the window that it should cover.
     let until = Some(at(60));
     let late = entry(3, 30, vec![item("fields", Source::Kms, Some("after its end"))]);
     let report = reconciled(export(VAULT, "fields"), Terms { from, until, ..terms() }, &[late]);

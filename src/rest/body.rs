@@ -157,7 +157,7 @@ pub(super) fn answer(status: u16, value: &impl Serialize) -> Response {
 /// A JSON answer that may be long, written within the bytes that `room` grants.
 ///
 /// # Errors
-/// As [`write_json`].
+/// The refusals of [`write_json`].
 pub(super) fn answer_within(room: &dyn Room, value: &impl Serialize) -> Result<Response, Refusal> {
     write_json(value, room).map(|bytes| text_answer(200, bytes.into()))
 }

@@ -194,7 +194,8 @@ mod tests {
 
     use super::*;
 
-    /// What is served and not described: for whoever watches the server, and the description itself.
+    /// The routes that are served and not described: those of monitoring, and the description
+    /// itself.
     const UNDESCRIBED: [&str; 8] = [
         "GET /healthz",
         "GET /ready",

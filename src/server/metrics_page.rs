@@ -15,7 +15,7 @@ use crate::telemetry::{KeyShown, MadeShown, MetricsText, WithheldShown};
 use super::layer::Layer;
 use super::metrics_format::Format;
 
-/// The interval at which the text may be made anew, and how many times at once after a pause.
+/// The interval at which the text may be made again, and how many times at once after a pause.
 const INTERVAL: Duration = Duration::from_millis(50);
 const BURST: u32 = 100;
 
@@ -98,10 +98,10 @@ impl MetricsPage {
 }
 
 fn keys_shown(app: &App) -> Vec<KeyShown> {
-    let shown = |key: KeyStatus| KeyShown {
+    let reading = |key: KeyStatus| KeyShown {
         key_version: key.key_version,
         posture: key.posture,
         proof_age: key.proof_age.filter(|_| key.in_memory || key.posture != Posture::Active),
     };
-    app.key_statuses().into_iter().map(shown).collect()
+    app.key_statuses().into_iter().map(reading).collect()
 }

@@ -1,6 +1,6 @@
 //! The body of a request while it arrives. Its bytes count against the server's limits, it must
-//! keep arriving, and its end is shown only once the request has its permit: so a slow sender
-//! occupies no permit, and the fronts need to know none of this.
+//! keep arriving, and its end is passed on only once the request has its permit. So a slow sender
+//! occupies no permit, and the fronts need to know nothing about this.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::bounds::{Abort, Claim, LimitReached};
 const INITIAL_RESERVATION: usize = 64 << 10;
 /// The bytes of a longer body that must arrive in each [`SLOW_CLIENT`]: 64 KiB a second.
 const MIN_BYTES_PER_PERIOD: usize = 640 << 10;
-/// What every frame but the first counts at least: a body can arrive byte by byte.
+/// The least that a frame counts, except the first: a body can arrive byte by byte.
 const MIN_FRAME_COUNT: usize = 256;
 /// Frames shorter than this, except the first, are copied: each would keep the whole buffer that it
 /// was read into.
@@ -38,7 +38,7 @@ pub(super) struct RequestBody {
     announced: Option<usize>,
     /// The bytes that have arrived.
     arrived: usize,
-    /// What these bytes count against the limits.
+    /// The amount that these bytes count against the limits.
     counted: usize,
     silence: Option<Pin<Box<Sleep>>>,
     /// The end of the current [`SLOW_CLIENT`] period, and how many bytes must have arrived by then.
@@ -203,7 +203,7 @@ mod tests {
     use super::super::bounds::tests::bounds;
     use super::*;
 
-    fn arriving(body: Body, bounds: &Arc<Bounds>) -> (RequestBody, Arc<Claim>) {
+    fn request_body(body: Body, bounds: &Arc<Bounds>) -> (RequestBody, Arc<Claim>) {
         let claim = Arc::new(Claim::new(bounds.clone()));
         (RequestBody::new(body, claim.clone(), true).unwrap(), claim)
     }
@@ -222,7 +222,7 @@ mod tests {
     #[tokio::test]
     async fn a_complete_body_has_a_permit_and_holds_its_bytes() {
         let bounds = bounds(1, 1_000_000);
-        let (body, claim) = arriving(Body::from(vec![1; 200_000]), &bounds);
+        let (body, claim) = request_body(Body::from(vec![1; 200_000]), &bounds);
         assert_eq!(bounds.requests.held(), 0);
         assert_eq!(body.collect().await.unwrap().to_bytes().len(), 200_000);
         assert_eq!((bounds.requests.held(), bounds.bytes.held()), (1, 200_000));
@@ -234,7 +234,7 @@ mod tests {
     async fn a_body_that_is_still_arriving_holds_bytes_and_no_permit() {
         let bounds = bounds(1, 1_000_000);
         let (sender, body) = chunked();
-        let (mut body, claim) = arriving(body, &bounds);
+        let (mut body, claim) = request_body(body, &bounds);
         sender.send(vec![1; 100]).unwrap();
         assert!(body.frame().await.unwrap().is_ok());
         assert_eq!((bounds.requests.held(), bounds.bytes.held()), (0, INITIAL_RESERVATION));
@@ -252,7 +252,7 @@ mod tests {
     async fn a_body_that_arrives_byte_by_byte_counts_more_than_its_length() {
         let bounds = bounds(1, 100_000);
         let (sender, body) = chunked();
-        let (mut body, claim) = arriving(body, &bounds);
+        let (mut body, claim) = request_body(body, &bounds);
         let mut taken = 0;
         for _ in 0..1_000 {
             sender.send(vec![1]).unwrap();
@@ -266,7 +266,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_without_room_or_permit_never_ends() {
         let bounds = bounds(1, 100_000);
-        let (mut body, claim) = arriving(Body::from(vec![1; 100_001]), &bounds);
+        let (mut body, claim) = request_body(Body::from(vec![1; 100_001]), &bounds);
         bounds.check(0).unwrap();
         let other = Claim::new(bounds.clone());
         other.hold(50_000).unwrap();
@@ -276,7 +276,7 @@ mod tests {
         assert!(body.frame().now_or_never().is_none(), "an aborted body stays aborted");
 
         other.acquire_permit().unwrap();
-        let (body, claim) = arriving(Body::from("x"), &bounds);
+        let (body, claim) = request_body(Body::from("x"), &bounds);
         assert!(body.collect().now_or_never().is_none());
         assert_eq!(claim.aborted(), Some(Abort::LimitReached(LimitReached::Requests)));
         let claim = Arc::new(Claim::new(bounds.clone()));
@@ -292,7 +292,7 @@ mod tests {
         let bounds = bounds(1, 10_000_000);
         let arrives = async |first: usize, piece: usize, seconds: usize| {
             let (sender, body) = chunked();
-            let (mut body, claim) = arriving(body, &bounds);
+            let (mut body, claim) = request_body(body, &bounds);
             sender.send(vec![1; first]).unwrap();
             assert!(body.frame().await.unwrap().is_ok());
             for _ in 0..seconds {
@@ -314,7 +314,7 @@ mod tests {
     async fn the_announced_length_is_not_reserved_before_it_arrives() {
         let bounds = bounds(1, 100_000_000);
         let (sender, body) = chunked();
-        let (mut body, claim) = arriving(body, &bounds);
+        let (mut body, claim) = request_body(body, &bounds);
         body.announced = Some(32 << 20);
         sender.send(vec![1; 66_000]).unwrap();
         assert!(body.frame().await.unwrap().is_ok());
@@ -328,7 +328,7 @@ mod tests {
     async fn a_body_that_stops_arriving_is_aborted() {
         let bounds = bounds(1, 1_000_000);
         let (sender, body) = chunked();
-        let (mut body, claim) = arriving(body, &bounds);
+        let (mut body, claim) = request_body(body, &bounds);
         for _ in 0..5 {
             sender.send(vec![1]).unwrap();
             assert!(body.frame().await.unwrap().is_ok());

@@ -9,7 +9,7 @@ use super::TenantRuntime;
 /// An authenticated caller of one request, for one tenant. A parameter of every use case.
 #[derive(Clone)]
 pub struct Caller {
-    /// What the tenant of the call is served with. The call goes on with what it began with.
+    /// The runtime of the call's tenant. A call keeps the one that it began with.
     pub runtime: Arc<TenantRuntime>,
     /// The identity.
     pub identity: Identity,

@@ -15,7 +15,7 @@ pub(super) struct Fixed {
 
 struct State {
     settings: Arc<TenantSettings>,
-    /// What the tenant is served with; `None` until it is opened.
+    /// The tenant's runtime; `None` until it is opened.
     primary: Option<Arc<TenantRuntime>>,
 }
 
@@ -39,7 +39,7 @@ impl Fixed {
         }
     }
 
-    /// Returns what the tenant is served with.
+    /// Returns the tenant's runtime.
     pub(super) fn primary(&self) -> Option<Arc<TenantRuntime>> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).primary.clone()
     }

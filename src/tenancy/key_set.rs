@@ -1,5 +1,5 @@
-//! The keys of one tenant, each with the KMS that holds it. What is made is wrapped under the
-//! current key; what is unwrapped goes to the key that its row names, and to no other.
+//! The keys of one tenant, each with the KMS that holds it. New DEKs are wrapped under the
+//! current key; a DEK is unwrapped by the key that its row names, and by no other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,7 +80,8 @@ impl KeySet {
             by_key.entry(wrapped.key_version.key_id).or_default().push(index);
         }
         let mut answers: Vec<Option<ItemResult<Dek>>> = wrapped.iter().map(|_| None).collect();
-        // Concurrently: a KMS that hangs delays no other key's DEKs beyond its own deadline.
+        // Concurrently, so that a KMS that hangs delays the DEKs of another key only up to its own
+        // deadline.
         let of_each = by_key.into_iter().map(async |(id, indexes)| {
             let asked: Vec<_> = indexes.iter().map(|index| wrapped[*index].clone()).collect();
             let answers = match self.key(id) {
@@ -98,7 +99,7 @@ impl KeySet {
         answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
     }
 
-    /// Wraps DEKs again under another version of their key. Refuses them all if one of them is of
+    /// Wraps DEKs again under another version of their key. Refuses all of them if one belongs to
     /// another key than that version.
     pub async fn rewrap(
         &self,
@@ -116,13 +117,13 @@ impl KeySet {
         answers
     }
 
-    /// Closes the connections to every KMS that wait for their next call.
+    /// Closes the idle connections to every KMS.
     pub fn hang_up(&self) {
         self.all().filter_map(|key| key.connections.as_ref()).for_each(|connections| connections.hang_up());
     }
 }
 
-/// A row names a key that the tenant does not have.
+/// The error of a row that names a key that the tenant does not have.
 fn unknown_key() -> KmsError {
     KmsError::local(KmsErrorClass::Misconfigured)
 }

@@ -1,7 +1,6 @@
-//! Knows which tenants are served, and what each is served with: its stage, its keys, and the
-//! settings that its calls are bound by. A request gets its tenant from the claim that `auth` has
-//! verified, never from an argument; jobs ask here for all tenants. This module decides nothing about
-//! what a caller may do.
+//! The tenants that are served, and the runtime of each: its stage, its keys, and the settings of
+//! its calls. A request gets its tenant from the claim that `auth` has verified, never from an
+//! argument; jobs ask here for all tenants. This module decides nothing about what a caller may do.
 
 mod caller;
 mod claimed;

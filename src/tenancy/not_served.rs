@@ -1,4 +1,4 @@
-//! Why a tenant is not served.
+//! The reasons why a tenant is not served.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use crate::store::ReadError;
 
 use super::TenantRuntime;
 
-/// Why a call is not served for the tenant that it claims.
+/// The reason why a call is not served for the tenant that it claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotServed {
-    /// There is no such claim, or no such tenant.
+    /// The claim is missing, or there is no such tenant.
     Unknown,
-    /// Nothing of the tenant may be answered now.
+    /// The tenant is locked: none of its calls may be answered now.
     Locked,
     /// The tenant has no key that may be used now, or more than one that wraps.
     NoKey,
@@ -19,7 +19,7 @@ pub enum NotServed {
     Store(ReadError),
 }
 
-/// What a tenant is served with, if it is served.
+/// The runtime of a tenant, or the reason why it is not served.
 pub(super) type Served = Result<Arc<TenantRuntime>, NotServed>;
 
 impl From<ReadError> for NotServed {

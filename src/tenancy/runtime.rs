@@ -1,4 +1,4 @@
-//! What one tenant is served with.
+//! The runtime of one tenant: what its calls need.
 
 use std::sync::Arc;
 
@@ -7,24 +7,24 @@ use crate::store::{Gate, Stage};
 
 use super::{KeySet, TenantSettings};
 
-/// What one tenant is served with, as of one revision of its row.
+/// The keys and settings that one tenant's calls are served with, as of one revision of its row.
 #[derive(Clone)]
 pub struct TenantRuntime {
     /// The tenant.
     pub tenant: Arc<Tenant>,
-    /// How far the tenant's own key has come.
+    /// The stage of the tenant's own key.
     pub stage: Stage,
-    /// The revision of the row; `None` where the configuration decides, and not the row.
+    /// The revision of the row; `None` if the tenant is configured and has no revision.
     pub revision: Option<u64>,
     /// The keys.
     pub keys: KeySet,
-    /// What the tenant's calls are bound by.
+    /// The settings of the tenant's calls.
     pub settings: Arc<TenantSettings>,
 }
 
 impl TenantRuntime {
-    /// Returns the condition under which what was done with this runtime is committed; `None` where
-    /// the configuration decides.
+    /// Returns the condition for commits of calls with this runtime; `None` if the tenant is
+    /// configured.
     pub fn gate(&self) -> Option<Gate> {
         self.revision.map(|revision| Gate { revision })
     }
@@ -78,7 +78,7 @@ mod without_keys {
             Self::without_keys_under(tenant, TenantSettings::of_variables([]))
         }
 
-        /// Does the same with these settings.
+        /// Returns such a runtime with these settings.
         pub(crate) fn without_keys_under(tenant: Arc<Tenant>, settings: TenantSettings) -> Arc<Self> {
             let (stage, keys) = (Stage::Active, KeySet::new(Key::uncalled(KeyId::FIRST), []));
             Arc::new(Self { tenant, stage, revision: None, keys, settings: Arc::new(settings) })

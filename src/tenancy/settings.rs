@@ -1,4 +1,4 @@
-//! What the calls of a tenant are bound by.
+//! The settings of a tenant's calls.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use crate::auth::Policy;
 use crate::config::Rates;
 use crate::webhook::Webhook;
 
-/// What the calls of a tenant are bound by, and who hears of the tenant's incidents. Every tenant has
-/// the settings of the deployment. They never change: a call goes on with those that it began with,
-/// and others take their place in the tenant's runtime.
+/// The settings of a tenant's calls, and the webhook for its incidents. Every tenant has
+/// the settings of the deployment. A value never changes: a call keeps the one that it began with,
+/// and a new one replaces it in the tenant's runtime.
 #[derive(Clone)]
 pub struct TenantSettings {
-    /// Decides what each caller may do.
+    /// The policy, which decides what each caller may do.
     pub policy: Arc<Policy>,
     /// The calls and items per minute.
     pub rates: Rates,
@@ -26,7 +26,7 @@ mod defaults {
     use super::*;
 
     impl TenantSettings {
-        /// Returns what holds where the environment sets only these variables, without a webhook.
+        /// Returns the settings of an environment with only these variables, without a webhook.
         pub(crate) fn of_variables<const N: usize>(variables: [(&str, &str); N]) -> Self {
             let rates = Rates::read(&mut Reader::new(&Env::from_pairs(variables)));
             Self { policy: Arc::default(), rates, webhook: None }

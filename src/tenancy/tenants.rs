@@ -9,7 +9,7 @@ use super::claimed::{Claimed, OpenKey};
 use super::fixed::Fixed;
 use super::{KeySet, NotServed, TenantRuntime, TenantSettings};
 
-/// The tenants that a server serves. Clones share what is known.
+/// The tenants that a server serves. Clones share their state.
 #[derive(Clone)]
 pub struct Tenants(Form);
 
@@ -26,7 +26,7 @@ impl Tenants {
         Self(Form::Fixed(Arc::new(Fixed::new(keys, settings))))
     }
 
-    /// Serves the tenants of these rows, each with the keys of its own that `open_key` opens.
+    /// Serves the tenants of these rows, each with its own keys, which `open_key` opens.
     pub fn claimed(rows: Arc<dyn TenancyReads>, open_key: Box<OpenKey>, settings: TenantSettings) -> Self {
         Self(Form::Claimed(Arc::new(Claimed::new(rows, open_key, settings))))
     }
@@ -39,7 +39,7 @@ impl Tenants {
         }
     }
 
-    /// Returns what the fixed tenant is served with.
+    /// Returns the runtime of the fixed tenant.
     ///
     /// # Errors
     /// The database has not been reached yet, or tenants are named by claims.
@@ -50,7 +50,7 @@ impl Tenants {
         }
     }
 
-    /// Returns what the tenant is served with that a verified claim names.
+    /// Returns the runtime of the tenant that a verified claim names.
     ///
     /// # Errors
     /// [`NotServed`].
@@ -61,7 +61,7 @@ impl Tenants {
         }
     }
 
-    /// Returns what the tenant with this uid is served with.
+    /// Returns the runtime of the tenant with this uid.
     ///
     /// # Errors
     /// [`NotServed`].
@@ -74,8 +74,8 @@ impl Tenants {
         }
     }
 
-    /// Forgets what is known of the tenant with this uid, reads its rows again, and returns what it is
-    /// served with from now on. The fixed tenant is served as before.
+    /// Reads the rows of the tenant with this uid again, whatever is known of it, and returns its
+    /// new runtime. The runtime of the fixed tenant stays the same.
     ///
     /// # Errors
     /// [`NotServed`].
@@ -86,7 +86,7 @@ impl Tenants {
         }
     }
 
-    /// Returns what the tenant with this uid is served with, without a read: `None` if that is not
+    /// Returns the runtime of the tenant with this uid without a read; `None` if it is not
     /// known.
     pub fn known(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         match &self.0 {
@@ -111,8 +111,8 @@ impl Tenants {
         }
     }
 
-    /// Changes the settings of the deployment. Calls that begin from now on are bound by the new ones,
-    /// with the keys that are open; those under way go on with what they began with.
+    /// Changes the settings of the deployment. New calls get the new settings,
+    /// with the keys that are open; calls under way keep the ones that they began with.
     pub fn update_settings(&self, update: impl FnOnce(&mut TenantSettings)) {
         match &self.0 {
             Form::Fixed(fixed) => fixed.update_settings(update),

@@ -15,11 +15,11 @@ impl Walk {
         let Ok(signed) = SignedCheckpoint::parse(note) else {
             return self.report.find(Finding::NoCheckpoint { size });
         };
-        let said = &signed.checkpoint;
-        if said.origin != self.subject.origin {
-            return self.report.find(Finding::OtherLog { checkpoint, origin: said.origin.clone() });
+        let body = &signed.checkpoint;
+        if body.origin != self.subject.origin {
+            return self.report.find(Finding::OtherLog { checkpoint, origin: body.origin.clone() });
         }
-        if said.size != size {
+        if body.size != size {
             return self.report.find(Finding::NoCheckpoint { size });
         }
         if let Some(unsigned) = self.unsigned(&signed, checkpoint) {
@@ -27,19 +27,19 @@ impl Walk {
         }
         if let Some(pinned) = &self.trust.pinned
             && pinned.checkpoint.size == size
-            && pinned.checkpoint.root != said.root
+            && pinned.checkpoint.root != body.root
         {
-            self.report.find(Finding::Forked { size, root: said.root });
+            self.report.find(Finding::Forked { size, root: body.root });
         }
-        if self.compare(said.root, checkpoint) {
+        if self.compare(body.root, checkpoint) {
             self.checkpoints += 1;
-            self.sealed = size;
+            self.last_checkpoint = size;
         }
     }
 
     /// Compares the tree with the root in the log's head.
     pub(super) fn head(&mut self, frontier: &Frontier) {
-        self.headed = self.compare(frontier.root(), Against::Head(frontier.size()));
+        self.matches_head = self.compare(frontier.root(), Against::Head(frontier.size()));
     }
 
     /// Returns the finding for a checkpoint that none of the given keys has signed. Returns `None`
@@ -49,9 +49,10 @@ impl Walk {
         if keys.is_empty() || keys.iter().any(|key| signed.is_signed_by(key)) {
             return None;
         }
-        Some(match keys.iter().any(|key| signed.names(key)) {
-            true => Finding::Forged { checkpoint },
-            false => Finding::WrongKey { checkpoint, signers: signed.signers() },
+        Some(if keys.iter().any(|key| signed.names(key)) {
+            Finding::Forged { checkpoint }
+        } else {
+            Finding::WrongKey { checkpoint, signers: signed.signers() }
         })
     }
 
@@ -69,7 +70,7 @@ impl Walk {
                 return self.diverge(root, against);
             };
             let first = self.subject.first;
-            self.report.find(Finding::Swapped { place: first + low, with: first + high });
+            self.report.find(Finding::Swapped { position: first + low, with: first + high });
             // Continue as if the two were not swapped, so that what follows is judged by itself.
             self.frontier = frontier;
         }
@@ -82,11 +83,11 @@ impl Walk {
         self.diverged = true;
         let first = self.subject.first;
         for leaf in self.since.odd() {
-            self.report.find(Finding::Time { place: first + leaf });
+            self.report.find(Finding::Time { position: first + leaf });
         }
-        let places = first + self.since.base.size()..self.place();
+        let range = first + self.since.base.size()..self.position();
         let found = self.frontier.root();
-        self.report.find(Finding::Rewritten { places, against, expected, found });
+        self.report.find(Finding::Rewritten { range, against, expected, found });
         false
     }
 
@@ -103,17 +104,17 @@ impl Walk {
 
     /// Compares the tree with the pinned checkpoint, if the walk has reached its size. Called
     /// before the walk moves on.
-    pub(super) fn leave(&mut self) {
+    pub(super) fn compare_pinned(&mut self) {
         let Some(pinned) = &self.trust.pinned else { return };
         let (size, root) = (pinned.checkpoint.size, pinned.checkpoint.root);
-        if size != self.size || self.pinned_met || self.unknown_from.is_some() {
+        if size != self.size || self.pinned_reached || self.unknown_from.is_some() {
             return;
         }
-        self.pinned_met = true;
+        self.pinned_reached = true;
         let found = self.frontier.root();
         if found != root {
-            let (places, against) = (self.subject.first..self.place(), Against::Pinned(size));
-            self.report.find(Finding::Rewritten { places, against, expected: root, found });
+            let (range, against) = (self.subject.first..self.position(), Against::Pinned(size));
+            self.report.find(Finding::Rewritten { range, against, expected: root, found });
         }
     }
 }

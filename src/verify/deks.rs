@@ -74,7 +74,7 @@ struct Dek {
 }
 
 impl Dek {
-    /// Returns the version that the log gave it last, if known.
+    /// Returns the version that the log last gave it, if known.
     fn version(&self) -> Option<u32> {
         self.rotated.or(self.made)
     }
@@ -88,7 +88,7 @@ impl Dek {
     }
 }
 
-/// A range of DEKs, and what the log has said about them so far.
+/// A range of DEKs, and what the walk has read about them so far.
 pub(super) struct Deks {
     known: HashMap<DekId, Dek>,
     versions: Versions,
@@ -141,8 +141,8 @@ impl Deks {
         Ok(deks)
     }
 
-    /// Returns a set of exactly these rows, of which nothing is known yet. `whole` says whether the
-    /// log begins with the tenant's first entry.
+    /// Returns a set of exactly these rows, about which the log has not been read yet. `whole` says
+    /// whether the log begins with the tenant's first entry.
     pub(super) fn of(rows: &[DekRow], whole: bool) -> Self {
         let mut deks = Self { whole, ..Self::none() };
         rows.iter().for_each(|row| deks.row(row));
@@ -223,7 +223,7 @@ impl Deks {
         dek.made = dek.made.or(Some(number));
     }
 
-    /// Notes that part of the log is missing. What was said before may have been superseded there.
+    /// Notes that part of the log is missing. Anything read before may have been superseded there.
     pub(super) fn gap(&mut self) {
         (self.whole, self.since) = (false, None);
         for dek in self.known.values_mut() {
@@ -232,13 +232,13 @@ impl Deks {
     }
 
     fn finding(&self, id: DekId, dek: Dek) -> Option<Finding> {
-        let said = match (dek.rotated, self.whole) {
+        let logged = match (dek.rotated, self.whole) {
             (Some(rotated), _) => Some(rotated),
             (None, true) => dek.made,
             (None, false) => None,
         };
         let version = |number: u32| self.versions.all.get(number as usize).cloned();
-        match (dek.row, said) {
+        match (dek.row, logged) {
             (None, Some(_)) => Some(Finding::DekGone { dek: id }),
             (None, None) => dek.made.map(|_| Finding::DekGone { dek: id }),
             (Some(_), _) if dek.made.is_none() && self.must_be_named(id, dek) => {
@@ -262,7 +262,7 @@ impl Deks {
     }
 
     /// Keeps only the DEKs that do not match the log, and returns whether there are any.
-    pub(super) fn doubt(&mut self) -> bool {
+    pub(super) fn keep_mismatches(&mut self) -> bool {
         let doubted: Vec<DekId> = self
             .known
             .iter()
@@ -298,7 +298,7 @@ impl Deks {
     }
 
     /// Reports the remaining mismatches, in the order of ids.
-    pub(super) fn settle(self, report: &mut Report) {
+    pub(super) fn report_mismatches(self, report: &mut Report) {
         let found: BTreeMap<DekId, Finding> =
             self.known.iter().filter_map(|(id, dek)| Some((*id, self.finding(*id, *dek)?))).collect();
         found.into_values().for_each(|finding| report.find(finding));
@@ -349,7 +349,7 @@ mod tests {
             ..BundleItem::default()
         };
         BundleEntry {
-            place: 0,
+            position: 0,
             tenant: None,
             at: 0,
             id: Id(row.id.0),

@@ -43,7 +43,8 @@ impl Personal {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct BundleEntry {
-    pub(super) place: u64,
+    #[serde(rename = "place")]
+    pub(super) position: u64,
     /// The tenant that the entry belongs to, if that is not the tenant of the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tenant: Option<String>,
@@ -108,7 +109,7 @@ pub(super) struct BundleItem {
 impl BundleEntry {
     /// Builds the entry of a row; `None` if the row's items or records do not have a format that
     /// byok writes.
-    pub(super) fn of(place: u64, row: &EntryRow) -> Option<Self> {
+    pub(super) fn of(position: u64, row: &EntryRow) -> Option<Self> {
         let packed = Packed::read(&row.items, row.item_count)?;
         let records: Vec<Value> = serde_json::from_str(&row.records).ok()?;
         if records.len() != packed.items.len() {
@@ -148,7 +149,7 @@ impl BundleEntry {
             hmac: Bytes(salted.hmac),
         };
         Some(Self {
-            place,
+            position,
             tenant: None,
             at: row.at.0,
             id: Id(row.id.0),

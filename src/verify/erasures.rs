@@ -8,9 +8,8 @@ use super::entry::BundleEntry;
 use super::finding::{Finding, PersonalValue};
 use crate::model::{Operation, Outcome};
 
-/// The number of places per kind that wait for an entry of an erasure. The highest places are kept:
-/// an erasure starts at the first entry, so if it reaches none of these, it leaves all of them
-/// unexplained.
+/// The number of positions per kind that wait for an entry of an erasure. The highest are kept: an
+/// erasure starts at the first entry, so if it reaches none of these, all of them stay unexplained.
 const AWAITING: usize = 1_000;
 
 #[derive(Default)]
@@ -22,19 +21,19 @@ struct Kind {
 }
 
 impl Kind {
-    fn erased(&mut self, place: u64, what: PersonalValue) {
-        if self.awaiting.back().is_some_and(|(last, _)| *last >= place) {
+    fn erased(&mut self, position: u64, what: PersonalValue) {
+        if self.awaiting.back().is_some_and(|(last, _)| *last >= position) {
             return;
         }
         if self.awaiting.len() == AWAITING {
             self.awaiting.pop_front();
         }
-        self.awaiting.push_back((place, what));
+        self.awaiting.push_back((position, what));
     }
 
     fn reach(&mut self, end: u64) {
         self.end = self.end.max(end);
-        while self.awaiting.pop_front_if(|(place, _)| *place < end).is_some() {}
+        while self.awaiting.pop_front_if(|(position, _)| *position < end).is_some() {}
     }
 }
 
@@ -46,17 +45,17 @@ pub(super) struct Erasures {
     /// Erasures of users, which include request ids; then those of records.
     users: Kind,
     records: Kind,
-    /// Positions before this one may be explained by an entry that is not shown.
+    /// Positions before this one may be explained by an entry that the walk does not see.
     hidden: u64,
 }
 
 impl Erasures {
     /// Notes that a value is missing.
-    pub(super) fn erased(&mut self, place: u64, what: PersonalValue) {
+    pub(super) fn erased(&mut self, position: u64, what: PersonalValue) {
         self.count += 1;
         match what {
-            PersonalValue::User | PersonalValue::Request => self.users.erased(place, what),
-            PersonalValue::Record(_) => self.records.erased(place, what),
+            PersonalValue::User | PersonalValue::Request => self.users.erased(position, what),
+            PersonalValue::Record(_) => self.records.erased(position, what),
         }
     }
 
@@ -71,7 +70,7 @@ impl Erasures {
         else {
             return;
         };
-        let Some(end) = end.parse().ok().filter(|end| *end <= entry.place) else { return };
+        let Some(end) = end.parse().ok().filter(|end| *end <= entry.position) else { return };
         match what {
             "user" => self.users.reach(end),
             "record" => self.records.reach(end),
@@ -79,7 +78,7 @@ impl Erasures {
         }
     }
 
-    /// Notes that some entries from this position on are not shown.
+    /// Notes that the walk does not see some entries from this position on.
     pub(super) fn hide(&mut self, from: u64) {
         self.hidden = self.hidden.max(from);
     }
@@ -90,14 +89,14 @@ impl Erasures {
     }
 
     /// Returns the missing values that no entry says were erased, by position, and the number of
-    /// positions that an entry that is not shown may explain.
-    pub(super) fn settle(&mut self) -> (Vec<Finding>, usize) {
+    /// positions that an unseen entry may explain.
+    pub(super) fn take_unexplained(&mut self) -> (Vec<Finding>, usize) {
         let kinds = [&mut self.users, &mut self.records];
         let mut awaiting: Vec<_> = kinds.into_iter().flat_map(|kind| kind.awaiting.drain(..)).collect();
-        awaiting.sort_by_key(|(place, _)| *place);
-        let found = awaiting.split_off(awaiting.partition_point(|(place, _)| *place < self.hidden));
-        let found = found.into_iter().map(|(place, what)| Finding::Unmarked { place, what });
-        awaiting.dedup_by_key(|(place, _)| *place);
+        awaiting.sort_by_key(|(position, _)| *position);
+        let found = awaiting.split_off(awaiting.partition_point(|(position, _)| *position < self.hidden));
+        let found = found.into_iter().map(|(position, what)| Finding::Unmarked { position, what });
+        awaiting.dedup_by_key(|(position, _)| *position);
         (found.collect(), awaiting.len())
     }
 }

@@ -65,35 +65,35 @@ pub enum Finding {
     /// A row does not have a format that the server writes.
     Unreadable {
         /// The position of the row.
-        place: u64,
+        position: u64,
     },
     /// What an entry says is not what its leaf covers.
     Content {
         /// The position of the entry.
-        place: u64,
+        position: u64,
         /// The leaf of the digest in the row.
         leaf: Hash,
         /// The leaf that the content of the entry would have.
-        said: Hash,
+        computed: Hash,
     },
     /// The entry belongs to another tenant's log.
     OtherTenant {
         /// The position of the entry.
-        place: u64,
+        position: u64,
         /// The tenant that the entry belongs to.
         tenant: TenantUid,
     },
     /// A name or an id is not the one that was hashed.
     Personal {
         /// The position of the entry.
-        place: u64,
+        position: u64,
         /// The value that was changed.
         what: PersonalValue,
     },
     /// A name or an id is missing, and no later entry says that it was erased.
     Unmarked {
         /// The position of the entry.
-        place: u64,
+        position: u64,
         /// The missing value, or the first one if several are missing.
         what: PersonalValue,
     },
@@ -101,7 +101,7 @@ pub enum Finding {
     /// missing as well.
     Missing {
         /// From the first missing position to before the next existing one.
-        places: Range<u64>,
+        range: Range<u64>,
         /// Whether they are the oldest of the log, which is what a retention prunes.
         oldest: bool,
         /// Whether their hashes still exist.
@@ -110,34 +110,34 @@ pub enum Finding {
     /// The last entries are missing.
     CutOff {
         /// From the first missing position to the end of the log.
-        places: Range<u64>,
+        range: Range<u64>,
     },
     /// A position has more than one entry.
     Doubled {
         /// The position.
-        place: u64,
+        position: u64,
     },
     /// There is an entry at a position that the log's head has not reached.
     BeyondHead {
         /// The position.
-        place: u64,
+        position: u64,
     },
     /// Two entries are in each other's position.
     Swapped {
         /// The lower position.
-        place: u64,
+        position: u64,
         /// The higher position.
         with: u64,
     },
     /// The time of an entry is far from the time in its id, and the tree does not match.
     Time {
         /// The position of the entry.
-        place: u64,
+        position: u64,
     },
     /// The entries at these positions are not those that the root was made of.
     Rewritten {
         /// From the first position that may be changed, which follows the last root that held.
-        places: Range<u64>,
+        range: Range<u64>,
         /// The source of the expected root.
         against: Against,
         /// The expected root.
@@ -151,7 +151,7 @@ pub enum Finding {
         /// The tile.
         id: TileId,
         /// The positions that it spans.
-        places: Range<u64>,
+        range: Range<u64>,
     },
     /// The log's head does not have a format that the server writes.
     Head,
@@ -207,7 +207,7 @@ pub enum Finding {
     /// request whose answer was to be given until then.
     VoidsNothing {
         /// The position of the entry that says so.
-        place: u64,
+        position: u64,
     },
     /// A DEK's row has another key version than the log last gave it.
     DekVersion {

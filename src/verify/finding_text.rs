@@ -80,10 +80,11 @@ impl Finding {
     }
 }
 
-fn shown(places: &Range<u64>) -> String {
-    match places.end.saturating_sub(places.start) {
-        0 | 1 => format!("place {}", places.start),
-        _ => format!("places {} to {}", places.start, places.end - 1),
+/// Formats the range for people: its last position is included.
+fn positions(range: &Range<u64>) -> String {
+    match range.end.saturating_sub(range.start) {
+        0 | 1 => format!("place {}", range.start),
+        _ => format!("places {} to {}", range.start, range.end - 1),
     }
 }
 
@@ -91,54 +92,54 @@ fn shown(places: &Range<u64>) -> String {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Malformed { line, why } => write!(f, "line {line}: {why}; the rest was not looked at"),
-            Self::Unreadable { place } => {
-                write!(f, "place {place}: the row is not of a form that the server writes")
+            Self::Malformed { line, why } => write!(f, "line {line}: {why}; the rest was not read"),
+            Self::Unreadable { position } => {
+                write!(f, "place {position}: the row is not in a format that the server writes")
             }
-            Self::Content { place, leaf, said } => write!(
+            Self::Content { position, leaf, computed } => write!(
                 f,
-                "place {place}: the entry, or one of its items, was changed: expected what gives leaf {leaf}, \
-                 what is there gives {said}"
+                "place {position}: the entry, or one of its items, was changed: expected leaf {leaf}, \
+                 found {computed}"
             ),
-            Self::OtherTenant { place, tenant } => {
-                write!(f, "place {place}: the entry is one of tenant {tenant}")
+            Self::OtherTenant { position, tenant } => {
+                write!(f, "place {position}: the entry is one of tenant {tenant}")
             }
-            Self::Personal { place, what } => {
-                write!(f, "place {place}: {what} is not the one that was hashed")
+            Self::Personal { position, what } => {
+                write!(f, "place {position}: {what} does not match its hash")
             }
-            Self::Unmarked { place, what } => {
-                write!(f, "place {place}: {what} is not there, and no later entry says that it was erased")
+            Self::Unmarked { position, what } => {
+                write!(f, "place {position}: {what} is missing, and no later entry says that it was erased")
             }
-            Self::Missing { places, kept: true, .. } => {
-                write!(f, "{}: gone, and no later entry says that they were pruned", shown(places))
+            Self::Missing { range, kept: true, .. } => {
+                write!(f, "{}: missing, and no later entry says that they were pruned", positions(range))
             }
-            Self::Missing { places, kept: false, .. } => {
-                write!(f, "{}: gone, and nothing is kept of their hashes", shown(places))
+            Self::Missing { range, kept: false, .. } => {
+                write!(f, "{}: missing, and so are the hashes", positions(range))
             }
-            Self::CutOff { places } => write!(f, "{}: gone, up to the log's end", shown(places)),
-            Self::Doubled { place } => write!(f, "place {place}: it is taken more than once"),
-            Self::BeyondHead { place } => {
-                write!(f, "place {place}: an entry that was never appended")
+            Self::CutOff { range } => write!(f, "{}: missing, up to the log's end", positions(range)),
+            Self::Doubled { position } => write!(f, "place {position}: there is more than one entry"),
+            Self::BeyondHead { position } => {
+                write!(f, "place {position}: an entry that was never appended")
             }
-            Self::Swapped { place, with } => {
-                write!(f, "places {place} and {with}: each entry stands in the other's place")
+            Self::Swapped { position, with } => {
+                write!(f, "places {position} and {with}: the two entries are swapped")
             }
-            Self::Time { place } => {
-                write!(f, "place {place}: its time is far from the one that the entry's id was made at")
+            Self::Time { position } => {
+                write!(f, "place {position}: the entry's time is far from the time in its id")
             }
-            Self::Rewritten { places, against, expected, found } => write!(
+            Self::Rewritten { range, against, expected, found } => write!(
                 f,
-                "{}: not the entries that {against} speaks of: expected root {expected}, what is there gives {found}",
-                shown(places)
+                "{}: not the entries that {against} covers: expected root {expected}, found {found}",
+                positions(range)
             ),
-            Self::Tile { id: TileId { level, index }, places } => write!(
+            Self::Tile { id: TileId { level, index }, range } => write!(
                 f,
-                "{}: tile {index} of level {level} is not what they make; their proofs are read from it",
-                shown(places)
+                "{}: tile {index} of level {level} does not match them; their proofs are read from it",
+                positions(range)
             ),
-            Self::Head => f.write_str("the log's head is not of a form that the server writes"),
+            Self::Head => f.write_str("the log's head is not in a format that the server writes"),
             Self::Shorter { has, against } => {
-                write!(f, "the log has {has} entries, and {against} speaks of more")
+                write!(f, "the log has {has} entries, but {against} covers more")
             }
             Self::WrongKey { checkpoint, signers } => write!(
                 f,
@@ -149,47 +150,50 @@ impl fmt::Display for Finding {
                 write!(f, "{checkpoint} names a key that was given, and that key has not signed it")
             }
             Self::NoCheckpoint { size } => {
-                write!(f, "what is kept as of size {size} is not a checkpoint of that size")
+                write!(f, "what is kept as the checkpoint of size {size} is not one of that size")
             }
             Self::OtherLog { checkpoint, origin } => {
                 write!(f, "{checkpoint} is of another log: {origin}")
             }
             Self::MissingCheckpoint { size: Some(size) } => {
-                write!(f, "the pinned checkpoint of size {size} is not kept any more")
+                write!(f, "the pinned checkpoint of size {size} is no longer kept")
             }
             Self::MissingCheckpoint { size: None } => {
-                f.write_str("nothing that was signed speaks of all of these entries")
+                f.write_str("no signed checkpoint covers all of these entries")
             }
             Self::Forked { size, root } => {
-                write!(
-                    f,
-                    "the checkpoint of size {size} that is kept has another root than the pinned one: {root}"
-                )
+                write!(f, "the kept checkpoint of size {size} has another root than the pinned one: {root}")
             }
             Self::PinnedElsewhere { size } => write!(
                 f,
                 "the bundle says nothing about the log at the pinned size {size}: export it with --checkpoint"
             ),
-            Self::VoidsNothing { place } => write!(
+            Self::VoidsNothing { position } => write!(
                 f,
-                "place {place}: it says that the answer of an earlier entry was withheld, and names none of its request that \
-                 stood until then"
+                "place {position}: it says that the answer of an earlier entry was withheld, but names no entry of its request \
+                 whose answer was still to be given"
             ),
             Self::DekVersion { dek, row, log } => {
-                write!(f, "DEK {dek}: its row says {row}; expected {log}, which the log gave it last")
+                write!(
+                    f,
+                    "DEK {dek}: its row has key version {row}; expected {log}, which the log last gave it"
+                )
             }
             Self::DekWrapped { dek } => {
-                write!(f, "DEK {dek}: its row holds other wrapped bytes than the log gave it last")
+                write!(f, "DEK {dek}: its row has other wrapped bytes than the log last gave it")
             }
             Self::DekRecord { dek } => {
-                write!(f, "DEK {dek}: its row is of another record than the log says that it was used for")
+                write!(
+                    f,
+                    "DEK {dek}: its row has another record than the one that the log says it was used for"
+                )
             }
-            Self::DekMac { dek } => write!(f, "DEK {dek}: its row has MACs that are not its own"),
+            Self::DekMac { dek } => write!(f, "DEK {dek}: the MACs in its row do not match the row"),
             Self::DekUnsealed { dek } => {
-                write!(f, "DEK {dek}: its row has no MAC, and the log says that all were sealed")
+                write!(f, "DEK {dek}: its row has no MAC, but the log says that all rows were sealed")
             }
             Self::DekUnnamed { dek } => write!(f, "DEK {dek}: its row was never logged"),
-            Self::DekGone { dek } => write!(f, "DEK {dek}: the log names it, and its row is gone"),
+            Self::DekGone { dek } => write!(f, "DEK {dek}: the log names it, but its row is missing"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Checks rows of DEKs against the log before they are sealed. Sealed rows are trusted from then
-//! on, so the log itself is verified on the way, as far as that is possible without a key or a
-//! checkpoint from elsewhere. If the log does not hold, no row agrees with it.
+//! on, so the log itself is verified in the same walk, as far as that is possible without a key or
+//! a checkpoint from elsewhere. If the log does not hold, no row agrees with it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -31,10 +31,10 @@ pub struct HeldRows {
     pub damaged: Option<Finding>,
 }
 
-/// Walks along a tenant's current log and checks rows against it that were read before: each row
-/// against the entries that made it, used it and last re-wrapped it. If the log's oldest entries
-/// are pruned, or the log continues an earlier one, nothing contradicts a row whose DEK is older
-/// than the existing entries. Rows that were changed during the walk are not reported as
+/// Walks along a tenant's current log and checks these rows, which were read before, against it:
+/// each row against the entries that made it, used it and last re-wrapped it. If the log's oldest
+/// entries are pruned, or the log continues an earlier one, nothing contradicts a row whose DEK is
+/// older than the existing entries. Rows that were changed during the walk are not reported as
 /// contradicted.
 ///
 /// # Errors

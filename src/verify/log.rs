@@ -61,13 +61,14 @@ pub async fn verify_log(
     }
     walk.withheld = withheld.map_or(0, |withheld| withheld.count);
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
-    let partial = match has_ended {
-        true => Some("the rows are held against the current log: verify that one".to_owned()),
-        false => reconcile_deks(store, tenant, &head, deks, &mut report).await?,
+    let partial = if has_ended {
+        Some("rows are checked only against the current log: verify that one".to_owned())
+    } else {
+        reconcile_deks(store, tenant, &head, deks, &mut report).await?
     };
-    report.tell(
+    report.claim(
         Claim::Deks,
-        "every DEK's row has the key version and the wrapped bytes that the log gave it last".to_owned(),
+        "every DEK's row has the key version and the wrapped bytes that the log last gave it".to_owned(),
         partial,
     );
     let earlier = earlier(store, tenant, &head).await?;
@@ -97,17 +98,14 @@ async fn earlier(store: &dyn LogReads, tenant: &Tenant, head: &LogHead) -> Resul
         .filter(|ended| ended.log < head.log)
         .map(|ended| format!("--log {}", ended.log))
         .collect();
-    let how = match before.is_empty() {
-        true => "no log that has ended is kept for them".to_owned(),
-        false => before.join(", "),
-    };
-    Ok(format!("; those at the {} places before are not in it, and were not looked at: {how}", head.first))
+    let how = if before.is_empty() { "none of them is kept".to_owned() } else { before.join(", ") };
+    Ok(format!("; the {} entries before are in earlier logs, which were not verified: {how}", head.first))
 }
 
 fn no_head(tenant: &Tenant) -> Report {
     let mut report = Report::of(format!("log of {}: no head", tenant.name));
     report.find(Finding::Head);
-    report.tell(Claim::Tree, String::new(), None);
+    report.claim(Claim::Tree, String::new(), None);
     report
 }
 
@@ -215,13 +213,13 @@ impl Log<'_> {
         let (first, end) = (self.head.first, self.head.end());
         let mut pages = Pages::new(self.store, self.tenant.uid, first..end);
         while let Some(row) = pages.next().await? {
-            let place = row.place();
-            if place > self.walk.place() {
-                self.gap(place).await?;
+            let position = row.position();
+            if position > self.walk.position() {
+                self.gap(position).await?;
             }
             self.checkpoints().await?;
             if let Some(tiles) = &mut self.tiles {
-                tiles.leaf(place - first, row.leaf()).await?;
+                tiles.leaf(position - first, row.leaf()).await?;
             }
             match row {
                 Row::Entry(entry) if self.walk.entry(&entry) => {
@@ -232,28 +230,28 @@ impl Log<'_> {
                     found.into_iter().for_each(|found| self.walk.report.find(found));
                 }
                 Row::Entry(_) => self.unknown(),
-                Row::Unreadable { place, leaf } => {
+                Row::Unreadable { position, leaf } => {
                     self.unknown();
-                    self.walk.unreadable(place, leaf);
+                    self.walk.unreadable(position, leaf);
                 }
             }
-            if place.is_multiple_of(256) {
-                progress(place - first, end - first);
+            if position.is_multiple_of(256) {
+                progress(position - first, end - first);
             }
             if let Some((stride, pause)) = self.pace
-                && place.is_multiple_of(stride)
+                && position.is_multiple_of(stride)
             {
                 tokio::time::sleep(pause).await;
             }
         }
-        if self.walk.place() < end && self.has_ended {
+        if self.walk.position() < end && self.has_ended {
             // All of these entries may be pruned. The entry that says so is in a later log.
             self.gap(end).await?;
-        } else if self.walk.place() < end {
-            let places = self.walk.place()..end;
-            self.walk.report.find(Finding::CutOff { places });
+        } else if self.walk.position() < end {
+            let range = self.walk.position()..end;
+            self.walk.report.find(Finding::CutOff { range });
             self.deks.gap();
-            self.walk.goes_on_unseen();
+            self.walk.continues_unseen();
         }
         Ok(())
     }
@@ -266,10 +264,10 @@ impl Log<'_> {
 
     /// Handles missing entries up to this position, which were pruned or removed. The walk
     /// continues with what is kept of their hashes.
-    async fn gap(&mut self, place: u64) -> Result<(), ReadError> {
+    async fn gap(&mut self, position: u64) -> Result<(), ReadError> {
         self.unknown();
         let tree = Tree::ended(self.store, self.tenant.uid, self.head.clone());
-        let end = place - self.head.first;
+        let end = position - self.head.first;
         while self.walk.size() < end {
             self.checkpoints().await?;
             let part: Range<u64> =
@@ -277,7 +275,7 @@ impl Log<'_> {
             match tree.cover(part.clone()).await {
                 Ok(roots) if self.walk.roots(part.end - part.start, &roots, true).is_ok() => {}
                 Ok(_) | Err(TreeError::Missing { .. } | TreeError::Store(ReadError::Malformed)) => {
-                    self.walk.gone(place);
+                    self.walk.missing_until(position);
                 }
                 Err(TreeError::Store(error)) => return Err(error),
             }
@@ -307,19 +305,16 @@ impl Log<'_> {
             self.checkpoints().await?;
             self.walk.head(&self.head.frontier);
         }
-        let beyond = match self.has_ended {
-            // The next log begins there.
-            true => Vec::new(),
-            false => self.beyond().await?,
-        };
+        // After the end of an ended log, the next one begins.
+        let beyond = if self.has_ended { Vec::new() } else { self.beyond().await? };
         let mut longest = size;
         while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await? {
             longest = longest.max(size);
             self.checkpoints.next = None;
         }
         let Some(now) = self.store.log_head(self.tenant.uid).await? else { return Ok(()) };
-        for place in beyond.into_iter().filter(|place| *place >= now.end()) {
-            self.walk.report.find(Finding::BeyondHead { place });
+        for position in beyond.into_iter().filter(|position| *position >= now.end()) {
+            self.walk.report.find(Finding::BeyondHead { position });
         }
         let has = if self.has_ended { size } else { now.frontier.size() };
         if longest > has {

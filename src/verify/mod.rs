@@ -1,5 +1,5 @@
-//! Verifies logs. A walk along the log's tree takes in entries, roots of what is not shown, and
-//! checkpoints, one by one, and reports what does not hold and where. It needs memory for a few
+//! Verifies logs. A walk along the log's tree takes in entries, roots of the other leaves, and
+//! checkpoints, one by one, and reports what does not hold, and where. It needs memory for a few
 //! thousand leaves, however long the log. [`verify_log`] feeds it from a database,
 //! [`verify_bundle`] from a file.
 //!

@@ -28,7 +28,7 @@ pub(super) enum Row {
     /// A row that is not a valid entry.
     Unreadable {
         /// The position of the row.
-        place: u64,
+        position: u64,
         /// The leaf of its time and digest.
         leaf: Hash,
     },
@@ -36,10 +36,10 @@ pub(super) enum Row {
 
 impl Row {
     /// Returns the position of the row.
-    pub(super) fn place(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         match self {
-            Self::Entry(entry) => entry.place,
-            Self::Unreadable { place, .. } => *place,
+            Self::Entry(entry) => entry.position,
+            Self::Unreadable { position, .. } => *position,
         }
     }
 
@@ -57,21 +57,21 @@ pub(super) struct Pages<'s> {
     tenant: TenantUid,
     /// The tenants that an entry may belong to if it is not this tenant's; read when first needed.
     others: Option<Vec<TenantUid>>,
-    places: Range<u64>,
+    range: Range<u64>,
     limit: u32,
     refused: u32,
     ready: VecDeque<Row>,
 }
 
 impl<'s> Pages<'s> {
-    pub(super) fn new(store: &'s dyn LogReads, tenant: TenantUid, places: Range<u64>) -> Self {
-        Self { store, tenant, others: None, places, limit: 32, refused: 0, ready: VecDeque::new() }
+    pub(super) fn new(store: &'s dyn LogReads, tenant: TenantUid, range: Range<u64>) -> Self {
+        Self { store, tenant, others: None, range, limit: 32, refused: 0, ready: VecDeque::new() }
     }
 
     /// Returns the next row; `None` after the last one.
     pub(super) async fn next(&mut self) -> Result<Option<Row>, ReadError> {
-        while self.ready.is_empty() && self.places.start < self.places.end {
-            match self.store.entries_from(self.tenant, self.places.start, self.limit).await {
+        while self.ready.is_empty() && self.range.start < self.range.end {
+            match self.store.entries_from(self.tenant, self.range.start, self.limit).await {
                 Ok(rows) => self.take(rows).await?,
                 Err(ReadError::Malformed) => self.one_by_one().await?,
                 Err(error) => return Err(error),
@@ -95,10 +95,10 @@ impl<'s> Pages<'s> {
             // with it.
             (Some(first), Some(last)) if full && first.seq != last.seq => last.seq,
             (_, Some(last)) => last.seq.saturating_add(1),
-            _ => self.places.end,
+            _ => self.range.end,
         };
-        rows.retain(|row| row.seq < end && self.places.contains(&row.seq));
-        self.places.start = end.min(self.places.end);
+        rows.retain(|row| row.seq < end && self.range.contains(&row.seq));
+        self.range.start = end.min(self.range.end);
         // If a position has two rows, the intact one comes first.
         let tenant = self.tenant;
         let is_damaged = |row: &PlacedEntry| digest_of(tenant, &row.row) != Some(row.row.digest);
@@ -114,7 +114,7 @@ impl<'s> Pages<'s> {
 
     async fn row(&mut self, placed: &PlacedEntry) -> Result<Row, ReadError> {
         let Some(mut entry) = BundleEntry::of(placed.seq, &placed.row) else {
-            return Ok(Row::Unreadable { place: placed.seq, leaf: placed.row.leaf() });
+            return Ok(Row::Unreadable { position: placed.seq, leaf: placed.row.leaf() });
         };
         if entry.computed(self.tenant) != entry.digest.0 {
             let others = match self.others.take() {
@@ -130,18 +130,18 @@ impl<'s> Pages<'s> {
 
     /// Gets past a row that makes a whole page unreadable.
     async fn one_by_one(&mut self) -> Result<(), ReadError> {
-        let place = self.places.start;
-        let ahead = place..place.saturating_add(AHEAD).min(self.places.end);
+        let position = self.range.start;
+        let ahead = position..position.saturating_add(AHEAD).min(self.range.end);
         let next = match self.store.leaves(self.tenant, ahead.clone()).await {
             Ok(leaves) => leaves.first().map_or(ahead.end, |(seq, _)| *seq),
-            Err(ReadError::Malformed) => place,
+            Err(ReadError::Malformed) => position,
             Err(error) => return Err(error),
         };
-        self.places.start = next;
+        self.range.start = next;
         if next == ahead.end {
             return Ok(());
         }
-        self.places.start = next + 1;
+        self.range.start = next + 1;
         match self.store.entries_from(self.tenant, next, 1).await {
             Ok(rows) => {
                 self.refused = 0;
@@ -153,7 +153,7 @@ impl<'s> Pages<'s> {
             Err(ReadError::Malformed) => match self.store.leaves(self.tenant, next..next + 1).await {
                 Ok(leaves) => {
                     self.refused = 0;
-                    let row = |(place, leaf)| Row::Unreadable { place, leaf };
+                    let row = |(position, leaf)| Row::Unreadable { position, leaf };
                     self.ready.extend(leaves.into_iter().map(row));
                 }
                 // There is not even a leaf, so the row is as good as gone.

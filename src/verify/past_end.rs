@@ -33,8 +33,8 @@ impl Log<'_> {
         else {
             return Ok(());
         };
-        let said = entry.detail.as_deref().unwrap_or_default().strip_prefix("restore ");
-        let mut words = said.unwrap_or_default().split(' ');
+        let statement = entry.detail.as_deref().unwrap_or_default().strip_prefix("restore ");
+        let mut words = statement.unwrap_or_default().split(' ');
         let (Some(origin), Some(size), Some(root), None) =
             (words.next(), words.next(), words.next(), words.next())
         else {
@@ -47,8 +47,8 @@ impl Log<'_> {
             && origin.ends_with(&origin_of("", &self.tenant.name, self.head.log))
             && (size, expected) != (self.head.frontier.size(), found)
         {
-            let (places, against) = (self.head.first..end, Against::Restore(size));
-            self.walk.report.find(Finding::Rewritten { places, against, expected, found });
+            let (range, against) = (self.head.first..end, Against::Restore(size));
+            self.walk.report.find(Finding::Rewritten { range, against, expected, found });
         }
         Ok(())
     }
@@ -62,14 +62,14 @@ impl Log<'_> {
         let mut next = self.head.end();
         let mut pages = Pages::new(self.store, self.tenant.uid, next..end);
         while let Some(row) = pages.next().await? {
-            if row.place() > next {
+            if row.position() > next {
                 self.walk.erasures.hide(next);
             }
-            next = row.place() + 1;
+            next = row.position() + 1;
             if let Row::Entry(entry) = row
                 && entry.computed(self.tenant.uid) == entry.digest.0
             {
-                self.walk.speaks(&entry);
+                self.walk.note_statements(&entry);
             }
         }
         if next < end {

@@ -12,8 +12,8 @@ use crate::store::{LogHead, LogReads, ReadError};
 /// How many times to check again what the server may have changed meanwhile.
 const ROUNDS: usize = 3;
 
-/// Checks the rows of DEKs against the log, range by range. Returns the reason if nothing can be
-/// said about some of them.
+/// Checks the rows of DEKs against the log, range by range. Returns the reason if some of them
+/// cannot be checked.
 pub(super) async fn reconcile_deks(
     store: &dyn LogReads,
     tenant: &Tenant,
@@ -27,7 +27,7 @@ pub(super) async fn reconcile_deks(
         let (next, began_whole) = (deks.next(), head.first == 0);
         let mut end = head.end();
         for _ in 0..ROUNDS {
-            if !deks.doubt() {
+            if !deks.keep_mismatches() {
                 break;
             }
             let Some(now) = store.log_head(tenant.uid).await? else { break };
@@ -35,30 +35,30 @@ pub(super) async fn reconcile_deks(
             end = now.end();
             deks.read_again(store, tenant.uid).await?;
         }
-        deks.settle(report);
+        deks.report_mismatches(report);
         let Some(next) = next else { break };
         deks = Deks::read(store, tenant.uid, Some(next), began_whole).await?;
         observe(store, tenant, head.first..head.end(), &mut deks).await?;
     }
-    let partial = "of DEKs that were made or re-wrapped only in entries that are gone, altered, or of an earlier log, \
-                   nothing can be said";
+    let partial = "DEKs that were made or re-wrapped only in entries that are missing, altered, or in an earlier log \
+                   cannot be checked";
     Ok((!whole).then(|| partial.to_owned()))
 }
 
 async fn observe(
     store: &dyn LogReads,
     tenant: &Tenant,
-    places: Range<u64>,
+    range: Range<u64>,
     deks: &mut Deks,
 ) -> Result<(), ReadError> {
-    let mut next = places.start;
-    let mut pages = Pages::new(store, tenant.uid, places);
+    let mut next = range.start;
+    let mut pages = Pages::new(store, tenant.uid, range);
     while let Some(row) = pages.next().await? {
-        let place = row.place();
-        if place > next {
+        let position = row.position();
+        if position > next {
             deks.gap();
         }
-        next = place + 1;
+        next = position + 1;
         match row {
             Row::Entry(entry) if entry.computed(tenant.uid) == entry.digest.0 => deks.observe(&entry),
             Row::Entry(_) | Row::Unreadable { .. } => deks.gap(),

@@ -12,15 +12,15 @@ const KEPT: usize = 1_000;
 pub enum Claim {
     /// The file is a complete bundle.
     Form,
-    /// What each entry says is what its leaf covers.
+    /// The content of each entry matches its leaf.
     Content,
-    /// Names and ids are those that were hashed.
+    /// Names and ids match their hashes.
     Personal,
     /// Each position has exactly one entry.
     Order,
     /// The entries match the roots.
     Tree,
-    /// The checkpoints were signed with a known key.
+    /// The checkpoints were signed with a given key.
     Signed,
     /// The log extends the checkpoint that the auditor has pinned.
     Pinned,
@@ -54,7 +54,7 @@ pub enum State {
     Holds,
     /// The claim does not hold; the findings say why.
     Fails,
-    /// Nothing can be said about the claim, and the text says what it would take.
+    /// The claim can be neither confirmed nor refuted; the text says what is needed.
     Open,
 }
 
@@ -103,20 +103,21 @@ impl Report {
 
     pub(super) fn find(&mut self, finding: Finding) {
         *self.broken.entry(finding.breaks()).or_default() += 1;
-        match self.findings.len() < KEPT {
-            true => self.findings.push(finding),
-            false => self.more += 1,
+        if self.findings.len() < KEPT {
+            self.findings.push(finding);
+        } else {
+            self.more += 1;
         }
     }
 
     /// Adds a claim to the report. It fails if a finding breaks it, and is open if `open` gives a
     /// reason.
-    pub(super) fn tell(&mut self, claim: Claim, holds: String, open: Option<String>) {
-        let told = match (self.broken.get(&claim), open) {
+    pub(super) fn claim(&mut self, claim: Claim, holds: String, open: Option<String>) {
+        let result = match (self.broken.get(&claim), open) {
             (None, None) => (claim, State::Holds, holds),
             (None, Some(open)) => (claim, State::Open, open),
             (Some(broken), _) => (claim, State::Fails, format!("{broken} finding(s)")),
         };
-        self.claims.push(told);
+        self.claims.push(result);
     }
 }

@@ -69,8 +69,8 @@ pub async fn check_row_macs(
     report: &mut Report,
 ) -> Result<(), ReadError> {
     let Some(macs) = macs else {
-        let open = "no secret was given: nobody looked at the MACs of rows (BYOK_ROW_MAC_KEY)".to_owned();
-        report.tell(Claim::Macs, String::new(), Some(open));
+        let open = "no secret was given, so the MACs of rows were not checked (BYOK_ROW_MAC_KEY)".to_owned();
+        report.claim(Claim::Macs, String::new(), Some(open));
         return Ok(());
     };
     let all_were_sealed = required || report.all_were_sealed;
@@ -86,6 +86,6 @@ pub async fn check_row_macs(
     let bound = counts.current + counts.previous;
     let holds =
         format!("{bound} rows of DEKs have the MACs of the secret, {} of the previous one", counts.previous);
-    report.tell(Claim::Macs, holds, unsealed);
+    report.claim(Claim::Macs, holds, unsealed);
     Ok(())
 }

@@ -61,8 +61,8 @@ impl<'s> Tiles<'s> {
         for id in self.wrong {
             let leaves = WIDTH.saturating_pow(id.level + 1);
             let start = head.first.saturating_add(id.index.saturating_mul(leaves));
-            let places = start..start.saturating_add(leaves);
-            report.find(Finding::Tile { id, places });
+            let range = start..start.saturating_add(leaves);
+            report.find(Finding::Tile { id, range });
         }
         Ok(())
     }

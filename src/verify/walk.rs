@@ -40,10 +40,10 @@ pub(super) struct Walk {
     pub(super) withheld: u64,
     /// The number of checkpoints that held, and the size of the last one.
     pub(super) checkpoints: u64,
-    pub(super) sealed: u64,
+    pub(super) last_checkpoint: u64,
     /// Whether the log's head matched.
-    pub(super) headed: bool,
-    pub(super) pinned_met: bool,
+    pub(super) matches_head: bool,
+    pub(super) pinned_reached: bool,
 }
 
 impl Walk {
@@ -64,9 +64,9 @@ impl Walk {
             erasures: Erasures::default(),
             withheld: 0,
             checkpoints: 0,
-            sealed: 0,
-            headed: false,
-            pinned_met: false,
+            last_checkpoint: 0,
+            matches_head: false,
+            pinned_reached: false,
         };
         walk.trust_pinned();
         walk
@@ -88,7 +88,7 @@ impl Walk {
     }
 
     /// Returns the next position.
-    pub(super) fn place(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.subject.first.saturating_add(self.size)
     }
 
@@ -101,19 +101,19 @@ impl Walk {
     /// Takes in an entry. Returns whether its content can be relied on, as far as its own digest
     /// goes.
     pub(super) fn entry(&mut self, entry: &BundleEntry) -> bool {
-        let place = entry.place;
-        if !self.reaches(place) {
+        let position = entry.position;
+        if !self.reaches(position) {
             return false;
         }
-        let said = entry.computed(self.subject.tenant);
-        let sound = said == entry.digest.0;
+        let digest = entry.computed(self.subject.tenant);
+        let sound = digest == entry.digest.0;
         if !sound {
             self.report.find(match entry.others() {
-                Some(tenant) => Finding::OtherTenant { place, tenant },
-                None => Finding::Content { place, leaf: entry.leaf(), said: entry.leaf_with(&said) },
+                Some(tenant) => Finding::OtherTenant { position, tenant },
+                None => Finding::Content { position, leaf: entry.leaf(), computed: entry.leaf_with(&digest) },
             });
         } else {
-            self.speaks(entry);
+            self.note_statements(entry);
         }
         self.personal(entry);
         self.entries += 1;
@@ -123,10 +123,10 @@ impl Walk {
 
     /// Takes in what an entry whose digest holds says about earlier ones. The entry may lie after
     /// the end of the walk.
-    pub(super) fn speaks(&mut self, entry: &BundleEntry) {
+    pub(super) fn note_statements(&mut self, entry: &BundleEntry) {
         let first = self.subject.first;
         if let Some(leaves) = pruned_by(entry, self.subject.log)
-            && leaves.end <= entry.place.saturating_sub(first)
+            && leaves.end <= entry.position.saturating_sub(first)
             && self.pruned.len() < GAPS
         {
             self.pruned.push(first.saturating_add(leaves.start)..first.saturating_add(leaves.end));
@@ -140,50 +140,50 @@ impl Walk {
     }
 
     /// Takes in a row that cannot be read, but whose leaf can.
-    pub(super) fn unreadable(&mut self, place: u64, leaf: Hash) {
-        if self.reaches(place) {
-            self.report.find(Finding::Unreadable { place });
+    pub(super) fn unreadable(&mut self, position: u64, leaf: Hash) {
+        if self.reaches(position) {
+            self.report.find(Finding::Unreadable { position });
             self.entries += 1;
             self.append(leaf, false);
         }
     }
 
     /// Returns whether this position comes next, after noting any positions before it as missing.
-    fn reaches(&mut self, place: u64) -> bool {
-        let next = self.place();
-        if place < next {
-            self.report.find(Finding::Doubled { place });
+    fn reaches(&mut self, position: u64) -> bool {
+        let next = self.position();
+        if position < next {
+            self.report.find(Finding::Doubled { position });
             return false;
         }
-        if place > next {
-            self.gone(place);
+        if position > next {
+            self.missing_until(position);
         }
         true
     }
 
     /// Notes that nothing is left of the entries up to this position.
-    pub(super) fn gone(&mut self, place: u64) {
-        self.leave();
-        let next = self.place();
+    pub(super) fn missing_until(&mut self, position: u64) {
+        self.compare_pinned();
+        let next = self.position();
         let oldest = next == self.subject.first;
-        self.report.find(Finding::Missing { places: next..place, oldest, kept: false });
-        self.size += place - next;
+        self.report.find(Finding::Missing { range: next..position, oldest, kept: false });
+        self.size += position - next;
         self.unknown_from.get_or_insert(next);
         self.erasures.hide(next);
         self.since.skip();
     }
 
-    /// Takes in this many leaves of which only roots are shown. `pruned` says that this is because
+    /// Takes in this many leaves of which only roots are given. `pruned` says that this is because
     /// their entries no longer exist.
     ///
     /// # Errors
     /// [`NoFrontier`] if the number of roots does not match.
     pub(super) fn roots(&mut self, count: u64, roots: &[Hash], pruned: bool) -> Result<(), NoFrontier> {
-        self.leave();
+        self.compare_pinned();
         if self.unknown_from.is_none() {
             self.frontier.append_cover(count, roots)?;
         }
-        let next = self.place();
+        let next = self.position();
         if pruned {
             self.gap(next..next.saturating_add(count));
         }
@@ -192,16 +192,17 @@ impl Walk {
         Ok(())
     }
 
-    fn gap(&mut self, places: Range<u64>) {
-        self.erasures.hide(places.start);
-        match self.gaps.len() < GAPS {
-            true => self.gaps.push(places),
-            false => self.report.find(Finding::Missing { places, oldest: false, kept: true }),
+    fn gap(&mut self, range: Range<u64>) {
+        self.erasures.hide(range.start);
+        if self.gaps.len() < GAPS {
+            self.gaps.push(range);
+        } else {
+            self.report.find(Finding::Missing { range, oldest: false, kept: true });
         }
     }
 
     fn append(&mut self, leaf: Hash, odd: bool) {
-        self.leave();
+        self.compare_pinned();
         if self.unknown_from.is_none() {
             self.frontier.append(leaf);
             self.since.push(leaf, odd);
@@ -210,7 +211,7 @@ impl Walk {
     }
 
     fn personal(&mut self, entry: &BundleEntry) {
-        let place = entry.place;
+        let position = entry.position;
         let of_entry =
             [(PersonalValue::User, entry.user.as_ref()), (PersonalValue::Request, Some(&entry.request))];
         let records = entry.items.iter().enumerate();
@@ -218,34 +219,35 @@ impl Walk {
         for (what, value) in of_entry.into_iter().chain(records) {
             match value.map(Personal::matches) {
                 None | Some(Some(true)) => {}
-                Some(Some(false)) => self.report.find(Finding::Personal { place, what }),
-                Some(None) => self.erasures.erased(place, what),
+                Some(Some(false)) => self.report.find(Finding::Personal { position, what }),
+                Some(None) => self.erasures.erased(position, what),
             }
         }
     }
 
-    /// Notes that an entry after everything that is shown may explain missing values.
-    pub(super) fn goes_on_unseen(&mut self) {
+    /// Notes that an entry after the end of the walk may explain missing values.
+    pub(super) fn continues_unseen(&mut self) {
         self.erasures.hide(u64::MAX);
     }
 
     /// Ends the walk. `shorter` builds the finding for a pinned checkpoint that lies beyond the
     /// end.
     pub(super) fn finish(mut self, shorter: impl FnOnce(u64, u64) -> Finding) -> Report {
-        self.leave();
-        for places in without(std::mem::take(&mut self.gaps), &self.pruned) {
-            let oldest = places.start == self.subject.first
-                || self.pruned.iter().any(|pruned| pruned.end == places.start);
-            self.report.find(Finding::Missing { places, oldest, kept: true });
+        self.compare_pinned();
+        for range in without(std::mem::take(&mut self.gaps), &self.pruned) {
+            let oldest = range.start == self.subject.first
+                || self.pruned.iter().any(|pruned| pruned.end == range.start);
+            self.report.find(Finding::Missing { range, oldest, kept: true });
         }
         if let Some(pinned) = &self.trust.pinned
-            && !self.pinned_met
+            && !self.pinned_reached
             && self.unknown_from.is_none()
         {
             let size = pinned.checkpoint.size;
-            self.report.find(match size > self.size {
-                true => shorter(size, self.size),
-                false => Finding::PinnedElsewhere { size },
+            self.report.find(if size > self.size {
+                shorter(size, self.size)
+            } else {
+                Finding::PinnedElsewhere { size }
             });
         }
         if self.checkpoints == 0
@@ -257,7 +259,7 @@ impl Walk {
         {
             self.report.find(Finding::MissingCheckpoint { size: None });
         }
-        self.tell();
+        self.claim_all();
         self.report
     }
 }

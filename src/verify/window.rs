@@ -22,9 +22,10 @@ impl Window {
 
     /// Remembers a leaf, and whether the time of its entry is odd.
     pub(super) fn push(&mut self, leaf: Hash, odd: bool) {
-        match self.whole && self.leaves.len() < LEAVES {
-            true => self.leaves.push((leaf, odd)),
-            false => self.skip(),
+        if self.whole && self.leaves.len() < LEAVES {
+            self.leaves.push((leaf, odd));
+        } else {
+            self.skip();
         }
     }
 

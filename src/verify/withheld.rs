@@ -65,7 +65,7 @@ impl Withheld {
                 }
                 None => voided.is_some() && !self.complete,
             };
-            (given || !holds).then_some(Finding::VoidsNothing { place: entry.place })
+            (given || !holds).then_some(Finding::VoidsNothing { position: entry.position })
         });
         if self.in_order.len() == REMEMBERED
             && let Some(oldest) = self.in_order.pop_front()
@@ -90,7 +90,7 @@ mod tests {
     use crate::audit::pack;
     use crate::model::{Entry, EntryId, ErrorCode, Operation, TenantUid, Timestamp};
 
-    fn entry(place: u64, request: &str, voids: Option<EntryId>) -> (EntryId, BundleEntry) {
+    fn entry(position: u64, request: &str, voids: Option<EntryId>) -> (EntryId, BundleEntry) {
         let mut entry = Entry::of_operator(Timestamp(0), Operation::Decrypt, None, None);
         entry.request_id = Some(request.to_owned());
         if let Some(voids) = voids {
@@ -98,7 +98,7 @@ mod tests {
             entry.extensions.set_voids(voids);
         }
         let row = pack(TenantUid([7; 16]), &entry);
-        (entry.id, BundleEntry::of(place, &row).unwrap())
+        (entry.id, BundleEntry::of(position, &row).unwrap())
     }
 
     #[test]
@@ -109,9 +109,9 @@ mod tests {
         assert!(withheld.entry(&given).is_none() && withheld.entry(&another).is_none());
         assert!(withheld.entry(&entry(2, "request", Some(first)).1).is_none());
         assert_eq!(withheld.count, 1);
-        for (place, named) in [(3, other), (4, EntryId::new())] {
-            let found = withheld.entry(&entry(place, "request", Some(named)).1);
-            assert_eq!(found, Some(Finding::VoidsNothing { place }));
+        for (position, named) in [(3, other), (4, EntryId::new())] {
+            let found = withheld.entry(&entry(position, "request", Some(named)).1);
+            assert_eq!(found, Some(Finding::VoidsNothing { position }));
         }
         // An answer can be withheld only once, and a refusal was never to be given.
         let (refusal, again) = entry(5, "request", Some(first));

@@ -136,7 +136,7 @@ async fn whatever_is_done_to_a_bundle_is_found() {
         lines.remove(at(3));
     })
     .await;
-    find("missing-checkpoint", "nothing that was signed", &|lines| {
+    find("missing-checkpoint", "no signed checkpoint", &|lines| {
         lines.remove(lines.len() - 2);
     })
     .await;
@@ -164,7 +164,7 @@ async fn whatever_is_done_to_a_bundle_is_found() {
 
 #[test]
 fn the_python_verifies_the_bundles_of_the_vectors() {
-    let open = " (open: of 1 place(s) no entry that is shown says so)";
+    let open = " (open: at 1 place(s) no entry of the bundle says so)";
     let bundles =
         [("bundle.jsonl", 8, 5, open), ("bundle-1.jsonl", 7, 4, open), ("bundle-erased.jsonl", 13, 10, "")];
     for (name, end, entries, open) in bundles {
@@ -424,7 +424,7 @@ async fn a_log_that_was_pruned_without_a_word_does_not_verify() {
         store.prune(retention(), &part).await.unwrap();
     }
     for report in found(&store, &tenant, &key).await {
-        let missing = Finding::Missing { places: 0..512, oldest: true, kept: true };
+        let missing = Finding::Missing { range: 0..512, oldest: true, kept: true };
         assert_eq!(report.findings, [missing]);
         assert_eq!(report.findings[0].name(), "unmarked-prune");
     }

@@ -122,7 +122,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let said = sealed.verify(&[]).await;
     said.holds();
     assert!(said.text.contains("(1 of them erased)"), "{}", said.text);
-    // The entry that says so stands behind what the last checkpoint speaks of.
+    // The entry that says so is after what the last checkpoint covers.
     open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
     sealed.checkpoint().await;
     for said in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
@@ -151,13 +151,13 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     }
 }
 
-/// Both verifiers say of a bundle that nothing can be said of the values that are not there, and of how many.
+/// Both verifiers say how many missing values of a bundle they can neither confirm nor refute.
 async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
     let [ours, python] = sealed.both(bundle, None).await;
     ours.holds();
     assert!(ours.text.contains("open   personal") && ours.text.contains(count), "{}", ours.text);
     python.holds();
-    let said = ", 1 values erased (open: of 1 place(s) no entry that is shown says so)";
+    let said = ", 1 values erased (open: at 1 place(s) no entry of the bundle says so)";
     assert!(python.text.contains(said), "{}", python.text);
 }
 
@@ -189,7 +189,7 @@ async fn a_truncated_tail_is_found_without_traces_only_by_a_pinned_checkpoint() 
     sealed.damage("DELETE FROM np_byok_audit WHERE seq >= 9").await;
     sealed.verify(&[]).await.finds("truncated-tail", "places 9 to 11");
     sealed.recompute_head(9).await;
-    sealed.verify(&[]).await.finds("truncated-tail", "the checkpoint of size 12 speaks of more");
+    sealed.verify(&[]).await.finds("truncated-tail", "the checkpoint of size 12 covers more");
     assert!(sealed.export(&[]).await.is_err());
 
     sealed.damage("DELETE FROM np_byok_checkpoints WHERE size = 12").await;
@@ -248,8 +248,8 @@ async fn a_forged_or_missing_checkpoint_is_found() {
     sealed.both_find("wrong-key", "size 12").await;
 
     sealed.damage("DELETE FROM np_byok_checkpoints").await;
-    sealed.verify(&[]).await.finds("missing-checkpoint", "nothing that was signed");
-    sealed.verify_against(&pinned).await.finds("missing-checkpoint", "size 12 is not kept any more");
+    sealed.verify(&[]).await.finds("missing-checkpoint", "no signed checkpoint");
+    sealed.verify_against(&pinned).await.finds("missing-checkpoint", "size 12 is no longer kept");
     let said = sealed.export(&[]).await.unwrap_err();
     assert!(said.text.contains("no checkpoint of this log is kept"), "{}", said.text);
 }

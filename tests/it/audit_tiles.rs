@@ -637,7 +637,7 @@ async fn altered_tiles(store: &Db, uid: TenantUid) -> Vec<(TileId, Range<u64>)> 
         .findings
         .into_iter()
         .filter_map(|finding| match finding {
-            Finding::Tile { id, places } => Some((id, places)),
+            Finding::Tile { id, range } => Some((id, range)),
             _ => None,
         })
         .collect()

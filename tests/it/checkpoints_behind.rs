@@ -191,7 +191,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
 
     let seen = printed(&bench.server.environment, &["audit", "verify", "--key", vkey_2.trim()]).await;
     let unseen =
-        format!("those at the {ended_size} places before are not in it, and were not looked at: --log 1\n");
+        format!("the {ended_size} entries before are in earlier logs, which were not verified: --log 1\n");
     assert!(seen.starts_with("log byok/primary/2: ") && seen.contains(&unseen), "{seen}");
     let again = byok(&bench.server.environment, &["audit", "restored"]).await;
     assert_eq!(again.status.code(), Some(1));

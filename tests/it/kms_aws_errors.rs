@@ -310,7 +310,7 @@ async fn doctor_is_told_what_a_state_means_where_we_may_look() {
     };
     key.schedule_deletion().await;
     let told = what(kms).await;
-    for expected in ["waits for its deletion", "multi-region", "never ends"] {
+    for expected in ["scheduled for deletion", "multi-region", "never expires"] {
         assert!(told.contains(expected), "{told}");
     }
 }

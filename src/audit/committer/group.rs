@@ -1,5 +1,5 @@
-//! Units that are committed together: how they become one batch, and how its outcome is divided among
-//! their callers. This file commits nothing.
+//! Units that are committed together: how they become one batch, and how its outcome is divided
+//! among their callers. This file commits nothing.
 
 use tokio::sync::oneshot;
 
@@ -8,8 +8,8 @@ use crate::store::{Batch, Fence, Gate};
 
 use super::{CommitFailed, Durable, Unit};
 
-/// The most packed bytes of one commit: beyond that, a larger batch gains nothing, and a retry costs
-/// more.
+/// The most packed bytes of one commit: beyond that, a larger batch gains nothing, and a retry
+/// costs more.
 const MAX_BYTES: usize = 8 << 20;
 
 /// A unit whose caller waits.

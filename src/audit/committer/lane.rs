@@ -60,8 +60,8 @@ impl Lane {
                         if let Some(shared) = self.shared.upgrade() {
                             shared.lanes.remove(&self.tenant);
                         }
-                        // Now whoever finds the lane closed starts another one. What was handed over
-                        // before is still received.
+                        // From now on, a caller that finds the lane closed starts another one.
+                        // Units that were sent before are still received.
                         ready.close();
                         continue;
                     }
@@ -80,7 +80,8 @@ impl Lane {
         }
     }
 
-    /// Leaves the head to the next lane, which must notice, too, that the database went back in time.
+    /// Leaves the head to the next lane, which must notice, too, that the database went back in
+    /// time.
     fn leave_head(&self) {
         if let (Some(shared), Some(head)) = (self.shared.upgrade(), self.head) {
             let mut left = shared.heads.entry(self.tenant).or_insert(head);
@@ -144,9 +145,10 @@ impl Lane {
 
     /// Refuses the units that the gate or the fence keeps out, and returns the rest.
     async fn sift(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let row = match group.iter().any(|pending| pending.unit.gate.is_some()) {
-            true => self.store.gate_row(self.tenant).await,
-            false => Ok(None),
+        let row = if group.iter().any(|pending| pending.unit.gate.is_some()) {
+            self.store.gate_row(self.tenant).await
+        } else {
+            Ok(None)
         };
         let (Ok(row), Ok(seen)) = (row, self.store.proofs(self.tenant).await) else {
             refuse(group, CommitFailed::Unavailable);
@@ -175,12 +177,10 @@ impl Lane {
         let mut pause = Duration::from_millis(50);
         loop {
             let sent = self.clock.boot();
-            let outcome = match in_turn {
-                true => self.store.commit_in_turn(batch).await,
-                false => self.store.commit(batch).await,
-            };
-            // Whatever follows: if the head is behind the one that this lane has seen, the database
-            // went back in time.
+            let outcome =
+                if in_turn { self.store.commit_in_turn(batch).await } else { self.store.commit(batch).await };
+            // Whatever the outcome: if the head is behind the one that this lane has seen, the
+            // database went back in time.
             let seen = match outcome {
                 Err(CommitError::Moved { size }) => size,
                 Ok(_) | Err(CommitError::Fenced | CommitError::Rejected) => batch.base,
@@ -246,8 +246,8 @@ impl Lane {
         }
     }
 
-    /// Returns what a fence finds now, for a batch that passed it at an unknown time. Returns `None`
-    /// also if the batch would not pass the gate any more.
+    /// Returns what a fence finds now, for a batch that passed it at an unknown time. Returns
+    /// `None` also if the batch would not pass the gate any more.
     async fn look_again(&self, batch: &Batch) -> Option<FenceReceipt> {
         if batch.fence.is_empty() {
             return None;
@@ -266,7 +266,7 @@ impl Lane {
         error!(%tenant, known, seen, "the audit log is not as this server left it: the database was restored or failed over");
         self.head = None;
         if let Some(shared) = self.shared.upgrade() {
-            // From here on, the log is the one that it is.
+            // From here on, the log as it is now counts.
             shared.heads.remove(&tenant);
             *shared.rewinds.entry(tenant).or_default() += 1;
         }

@@ -115,8 +115,8 @@ struct Shared {
 }
 
 impl Committer {
-    /// Starts a committer on the current runtime, for callers on the same one. Its lanes end when it
-    /// is dropped and the units that they hold are done.
+    /// Starts a committer on the current runtime, for callers on the same one. Its lanes end when
+    /// it is dropped and the units that they hold are done.
     pub fn start(store: Arc<dyn Commits>, clock: Arc<dyn Clock>) -> Self {
         Self::start_for(Handle::current(), store, clock)
     }
@@ -128,9 +128,9 @@ impl Committer {
         Self { shared, runtime: Handle::current() }
     }
 
-    /// Returns how often the log of a tenant was found shorter than it had been. Rows of this tenant
-    /// that were durable may then be gone, and nothing that was remembered of them may be used any
-    /// more.
+    /// Returns how often the log of a tenant was found shorter than it had been. Rows of this
+    /// tenant that were durable may then be gone, and nothing that was remembered of them may be
+    /// used any more.
     pub fn rewinds(&self, tenant: TenantUid) -> u64 {
         self.shared.rewinds.get(&tenant).map_or(0, |rewinds| *rewinds)
     }

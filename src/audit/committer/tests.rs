@@ -1,4 +1,4 @@
-//! What lanes do with tenants of a store that is made here.
+//! Tests of lanes, over a store that is made here.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -87,7 +87,7 @@ async fn a_lane_that_has_ended_is_started_again_and_knows_its_log() {
     assert!(committer.commit(unit(OTHER)).await.is_ok());
     assert_eq!((committer.rewinds(ONE), committer.rewinds(OTHER)), (1, 0));
     assert_eq!(committer.rewound(), [(ONE, 1)]);
-    // From there on it goes on, also in a later lane.
+    // It continues from there, also in a later lane.
     tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
     assert!(committer.commit(unit(ONE)).await.is_ok());
     assert_eq!(committer.rewinds(ONE), 1);

@@ -64,7 +64,7 @@ impl Jwt {
     ///
     /// # Errors
     ///
-    /// As [`Self::of_one`]; each text begins with the index in the list.
+    /// All errors in it. Each text begins with the index in the list, and none shows a value.
     pub(super) fn of_many(json: &str, require_exp: bool) -> Result<Self, Vec<String>> {
         let configurations = configuration::parse_many(json, require_exp)?;
         Ok(Self { verifiers: configurations.into_iter().map(Verifier::new).collect() })

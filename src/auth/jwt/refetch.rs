@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-/// The shortest time between two early fetches: six a minute, whoever sends the tokens.
+/// The shortest time between two early fetches: six a minute for the tokens of all senders.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a request waits for such a fetch.
 const MAX_WAIT: Duration = Duration::from_secs(3);

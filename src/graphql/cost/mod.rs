@@ -83,7 +83,7 @@ impl QueryCost {
     /// of memory the copies of all arguments take.
     ///
     /// # Errors
-    /// As [`OperationCost::check`].
+    /// The errors of [`OperationCost::check`].
     pub(super) fn check_with(&self, variables: &Variables, budget: &Budget) -> Result<usize, OverBudget> {
         let bytes: Result<Vec<_>, _> =
             self.costs.iter().map(|cost| cost.check_with(variables, budget)).collect();

@@ -140,7 +140,7 @@ impl OperationCost {
     /// memory the copies of all arguments take.
     ///
     /// # Errors
-    /// As [`Self::check`].
+    /// The errors of [`Self::check`].
     pub(super) fn check_with(&self, variables: &Variables, budget: &Budget) -> Result<usize, Refusal> {
         let mut amount = self.amount;
         for (name, usage) in &self.uses {

@@ -13,19 +13,19 @@ use super::super::database_clock::ClockReading;
 use super::KeyStates;
 
 const TENANT: TenantUid = TenantUid([1; 16]);
-/// As with the default settings, in milliseconds.
+/// The values of the default settings, in milliseconds.
 const BOUND: u64 = 3_000;
 const WRITE_DELAY: u64 = 6_000;
 /// The time that the answer of the quickest reading takes cannot be distinguished from a setback of
 /// the clock.
 const UNCERTAINTY: u64 = 50;
-/// How long one run is.
+/// The length of one run.
 const RUN: u64 = 40_000;
 
 /// What happens at one moment, in milliseconds of this machine's own clock.
 #[derive(Clone, Debug)]
 enum Event {
-    /// The database's clock is set by this much.
+    /// The database's clock is moved by this much.
     Set(i64),
     /// A replica reads the database's clock for a probe. The probe is sent, and its result written,
     /// after these times.

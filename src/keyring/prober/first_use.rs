@@ -93,8 +93,8 @@ impl Prober {
     }
 }
 
-/// Returns a canary for the version of a row. If the KMS wraps under this version now, the canary is
-/// made for this purpose. Otherwise it is the wrapped DEK of the row.
+/// Returns a canary for the version of a row. If the KMS wraps under this version now, the canary
+/// is made for this purpose. Otherwise it is the wrapped DEK of the row.
 async fn canary_for(runtime: &TenantRuntime, row: &DekRow) -> Canary {
     let binding = DekBinding { tenant: runtime.tenant.uid, dek_id: DekId::new(), purpose: Purpose::Probe };
     match runtime.keys.generate(&[binding]).await.pop() {

@@ -48,7 +48,7 @@ pub(super) trait DropDeks: Send + Sync {
 }
 
 /// The turn to probe a key version or to use it first, which one caller has at a time. It holds
-/// what the next caller needs to know of the one before.
+/// what the next caller needs to know about the one before.
 #[derive(Default)]
 struct ProbeTurn {
     /// When the last failed first use began, and its error.
@@ -126,8 +126,8 @@ impl Prober {
         self.states.forget(tenant);
     }
 
-    /// Has a timer of its own, so that a database that hangs does not keep in memory what may not
-    /// be used.
+    /// Has a timer of its own, so that a database that hangs does not keep DEKs in memory that may
+    /// not be used.
     async fn run_drops(&self, stop: &CancellationToken) {
         while timeout(self.settings.probe_every / 4, stop.cancelled()).await.is_err() {
             self.drop_unproven_deks();
@@ -150,8 +150,9 @@ impl Prober {
         }
     }
 
-    /// Tells the other replicas what is needed, reads what they found, starts the probes that are
-    /// due, and drops what was not shown to work in time. Returns whether anything is watched.
+    /// Announces to the other replicas which versions are needed, reads their results, starts the
+    /// probes that are due, and drops the DEKs of keys that were not shown to work in time. Returns
+    /// whether anything is watched.
     async fn run_round(self: &Arc<Self>) -> bool {
         for (tenant, rewinds) in self.committer.rewound() {
             if self.rewinds.insert(tenant, rewinds) != Some(rewinds) {
@@ -196,7 +197,8 @@ impl Prober {
         join_all(unwatched.into_iter().map(|tenant| self.read_proofs(tenant))).await;
     }
 
-    /// Drops what was not shown to work in time: it may not be used, so it is not kept.
+    /// Drops the DEKs of keys that were not shown to work in time: they may not be used, so they
+    /// are not kept.
     fn drop_unproven_deks(&self) {
         let now = self.boot();
         let unproven: HashSet<TenantUid> = self
@@ -233,7 +235,7 @@ impl Prober {
     }
 }
 
-/// Returns what a canary is bound to.
+/// Returns the binding of a canary.
 fn binding_of(tenant: TenantUid, canary: &Canary) -> DekBinding {
     let purpose = if canary.made_for_probes { Purpose::Probe } else { Purpose::RecordProbed };
     DekBinding { tenant, dek_id: canary.dek_id, purpose }

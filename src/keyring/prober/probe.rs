@@ -52,7 +52,7 @@ impl Prober {
     /// updates first is left to it. Returns whether any rows were left to probe.
     pub(super) async fn probe(&self, seen: Snapshot<Watched>, requested: BootTime) -> bool {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
-        // A replica that cannot serve a tenant says nothing of the tenant's keys.
+        // A replica that cannot serve a tenant has nothing to say about the tenant's keys.
         let Ok(runtime) = self.tenants.with(tenant.uid).await else { return false };
         let claimed = self.claim_rows(&tenant, seen.rows, seen.now).await;
         if claimed.is_empty() {
@@ -155,7 +155,7 @@ impl Prober {
                 self.commit(tenant.uid, vec![prove]).await == Some(vec![1])
             } else {
                 if next.posture != Posture::Active {
-                    // Before the other replicas are told: what is in memory here is dropped now.
+                    // The DEKs in memory here are dropped before the other replicas learn of it.
                     self.states.set_posture(tenant.uid, &next.key_version, next.posture);
                     self.drop_tenant_deks(tenant.uid);
                 }
@@ -176,7 +176,7 @@ impl Prober {
     }
 }
 
-/// Returns what an answer to a probe shows; `None` is an answer that is missing.
+/// Returns the result of a probe by its answer; `None` is a missing answer.
 fn evidence_of<T>(answer: Option<ItemResult<T>>) -> Evidence {
     match answer {
         Some(Ok(answer)) => {
@@ -184,7 +184,7 @@ fn evidence_of<T>(answer: Option<ItemResult<T>>) -> Evidence {
         }
         Some(Err(error)) => {
             let result = match error.class.verdict() {
-                // The key no longer opens this canary, so it is not the key that it was.
+                // The key no longer unwraps this canary, so it is another key now.
                 Verdict::Revoked | Verdict::Item => ProbeResult::Refused,
                 Verdict::Outage | Verdict::Misconfigured | Verdict::Unasked => ProbeResult::OutOfReach,
             };

@@ -17,8 +17,8 @@ use super::RowChecks;
 const INCIDENT_INTERVAL: Duration = Duration::from_secs(60);
 
 impl RowChecks {
-    /// Writes an incident about a row that was refused, unless there was one recently: whoever
-    /// edits one row may edit them all.
+    /// Writes an incident about a row that was refused, unless there was one recently: an attacker
+    /// who can edit one row may edit all of them.
     pub(super) fn report(self: &Arc<Self>, tenant: &Tenant, row: &DekRow, seal: RowSeal) {
         let now = self.clock.boot();
         let mut last = self.last_incident.lock().unwrap_or_else(PoisonError::into_inner);

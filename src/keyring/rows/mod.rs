@@ -96,8 +96,8 @@ impl RowChecks {
         self.macs.is_some() || !self.anybody_wraps(tenant)
     }
 
-    /// Returns whether wrapping under a key of the tenant takes no secret. A wrapped DEK may then have
-    /// been made by anybody, and so may one of a tenant whose keys are not known.
+    /// Returns whether wrapping under a key of the tenant takes no secret. A wrapped DEK may then
+    /// have been made by anybody, and so may one of a tenant whose keys are not known.
     fn anybody_wraps(&self, tenant: TenantUid) -> bool {
         let runtime = self.tenants.known(tenant);
         runtime.is_none_or(|runtime| runtime.keys.all().any(|key| key.kms.profile().anybody_wraps))

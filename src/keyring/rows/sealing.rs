@@ -127,8 +127,8 @@ impl RowChecks {
         progress.no_walk_before = now.plus(now.since(began).saturating_mul(WALK_PAUSE_FACTOR));
         let compared = compared?;
         if compared.all_were_sealed {
-            // The lookup did not find the entry that says so, although it exists: whoever hid it
-            // removed the MACs.
+            // The lookup did not find the entry that says so, although it exists. An attacker who
+            // hides it has removed the MACs.
             self.known.note_all_sealed(tenant.uid);
             return Ok(false);
         }

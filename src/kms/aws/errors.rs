@@ -3,9 +3,9 @@
 //! The codes are those of the operations' own errors in the services' models, of
 //! <https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html>, and of
 //! <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>. Only an answer that
-//! carries a code *and* AWS's request id is taken for AWS's own; the answer of a proxy or a captive
-//! portal is classified by its status alone, and is never a refusal. The message is not looked at,
-//! and goes nowhere.
+//! carries a code *and* AWS's request id counts as AWS's own; the answer of a proxy or a captive
+//! portal is classified by its status alone, and is never a refusal. The message is neither read
+//! nor passed on.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use crate::kms::KmsErrorClass::{self, *};
 
 /// Every code that we know, and its class.
 const CODES: &[(&str, KmsErrorClass)] = &[
-    // The key says no.
+    // The key's state.
     ("DisabledException", KeyDisabled),
-    // Pending deletion; also pending import, or a custom key store that is disconnected: all of
-    // them the customer's act.
+    // Pending deletion; also pending import, or a custom key store that is disconnected: the
+    // customer causes all of them.
     ("KMSInvalidStateException", KeyPendingDeletion),
     ("NotFoundException", KeyNotFound),
-    // Its policies, or those of the role that we take, say no.
+    // The policies of the key, or of the role that we take.
     ("AccessDenied", AccessDenied),
     ("AccessDeniedException", AccessDenied),
     ("NotAuthorized", AccessDenied),
     // This one wrapped DEK.
     ("IncorrectKeyException", InvalidWrappedDek),
     ("InvalidCiphertextException", InvalidWrappedDek),
-    // Who we are.
+    // Our identity.
     ("ExpiredToken", CredentialInvalid),
     ("ExpiredTokenException", CredentialInvalid),
     ("IDPRejectedClaim", CredentialInvalid),
@@ -63,7 +63,7 @@ const CODES: &[(&str, KmsErrorClass)] = &[
     ("InternalFailure", Internal),
     ("InternalServerError", Internal),
     ("KMSInternalException", Internal),
-    // What we are told to send, or our clock.
+    // Our configuration, or our clock.
     ("DryRunOperationException", Misconfigured),
     ("InvalidAction", Misconfigured),
     ("InvalidArnException", Misconfigured),

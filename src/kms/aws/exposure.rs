@@ -1,5 +1,5 @@
-//! Settings that work and leave something unprotected, as far as the configuration shows them and
-//! the customer lets us look.
+//! Settings that work but leave something unprotected, as far as the configuration shows them and
+//! the customer permits us to read the key's description.
 
 use aws_sdk_kms::types::KeyState;
 
@@ -15,13 +15,13 @@ pub(super) fn of_settings(settings: &AwsSettings) -> Vec<Exposure> {
     let mut found = Vec::new();
     if let AwsCredentials::Keys { session_token: None, .. } = settings.credentials {
         found.push(Exposure {
-            what: "identity: an access key that never ends; who copies it can use it until somebody deletes it",
-            remedy: "take web identity (EKS), a container's or a machine's role, or a session",
+            what: "identity: an access key that never expires: a copy of it can be used until somebody deletes it",
+            remedy: "use web identity (EKS), a container's or a machine's role, or a session",
         });
     }
     if settings.role.as_ref().is_some_and(|role| role.external_id.is_none()) {
         found.push(Exposure {
-            what: "identity: the role is taken without an external id; another customer who learns its ARN could name it as theirs",
+            what: "identity: the role is taken without an external id; another customer who learns its ARN could pass it off as their own",
             remedy: "set BYOK_AWS_EXTERNAL_ID, and require it in the role's trust policy (`byok policy aws-kms`)",
         });
     }
@@ -36,17 +36,17 @@ impl Key {
         let Ok(pinned) = self.pinned(Share::Probe, deadline).await else { return found };
         if pinned.id.starts_with("mrk-") {
             found.push(Exposure {
-                what: "key: it is a multi-region key: who disables it in this region leaves its replicas in others usable",
-                remedy: "turn it off in every region that it has a replica in; byok itself uses this region only",
+                what: "key: it is a multi-region key: disabling it in this region leaves its replicas in other regions usable",
+                remedy: "disable it in every region that has a replica; byok itself uses only this region",
             });
         }
         if self.versions.may_not_list() {
             found.push(Exposure {
-                what: "key: its versions are shown by their key material, not by number: we may not list its rotations",
-                remedy: "permit kms:ListKeyRotations on it, as `byok policy aws-kms` prints it, if you want numbers",
+                what: "key: its versions are named by key material, not by number: we may not list its rotations",
+                remedy: "if you want numbers, permit kms:ListKeyRotations on it, as `byok policy aws-kms` prints it",
             });
         }
-        // Where we may look. It tells apart what one error code of KMS stands for.
+        // If we may read it, the description distinguishes states that share an error code.
         let send = || self.client().describe_key().key_id(&pinned.arn).send();
         let call = Call { asked: Asked::Describe, share: Share::Probe, deadline };
         let described = self.call(call, send).await.ok().and_then(|(described, _)| described.key_metadata);
@@ -62,7 +62,7 @@ fn state(state: KeyState) -> Option<Exposure> {
     let (what, remedy) = match state {
         KeyState::Disabled => ("key: AWS says that it is disabled", "enable it (kms:EnableKey)"),
         KeyState::PendingDeletion => (
-            "key: AWS says that it waits for its deletion",
+            "key: AWS says that it is scheduled for deletion",
             "cancel the deletion and enable it (kms:CancelKeyDeletion, kms:EnableKey) before the waiting period is over",
         ),
         KeyState::PendingImport => (
@@ -70,10 +70,10 @@ fn state(state: KeyState) -> Option<Exposure> {
             "import the same key material again (kms:ImportKeyMaterial)",
         ),
         KeyState::Unavailable => {
-            ("key: AWS says that its custom key store is disconnected", "connect the key store again")
+            ("key: AWS says that its custom key store is disconnected", "reconnect the key store")
         }
         KeyState::PendingReplicaDeletion => (
-            "key: AWS says that it waits for the deletion of its replicas",
+            "key: AWS says that it is scheduled for deletion, after its replicas",
             "cancel the deletion (kms:CancelKeyDeletion)",
         ),
         _ => return None,

@@ -1,13 +1,13 @@
-//! Our identity at AWS: the credentials that we begin with, and the role that we take with them.
+//! Our identity at AWS: the base credentials, and the role that we take with them.
 //!
-//! STS is called by us and not inside the SDK's client: there a refused AssumeRole cannot be told
-//! from a network fault. Every session that we ask for is of [`LIFE`], the shortest that there is,
-//! because a session that was issued outlives the trust policy that allowed it. The SDK's own chain
-//! is asked for a profile's, container's or machine's credentials only.
+//! We call STS ourselves and not inside the SDK's client, which does not distinguish a refused
+//! AssumeRole from a network fault. Every session that we ask for lasts [`LIFE`], the shortest that
+//! AWS permits, because a session stays valid when the trust policy that allowed it changes. The
+//! SDK's own chain is used only for the credentials of a profile, a container or a machine.
 //!
-//! `kms::renewal` says when others are asked for: after a third of their life, so that a role that
-//! may no longer be taken shows while what it gave before still lives. Those that nobody uses
-//! meanwhile are let go.
+//! `kms::renewal` renews credentials after a third of their life, so that we notice that a role may
+//! no longer be taken while its last session is still valid. Credentials that are not used in the
+//! meantime are dropped.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,30 +42,30 @@ const LIFE: Duration = Duration::from_secs(900);
 /// The time before their end at which credentials are not used for a new request.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// Our identity, with the sessions that we hold.
+/// Our identity, with its current sessions.
 pub(super) struct Identity {
     base: Arc<Renewer<Base>>,
     role: Option<Arc<Renewer<Role>>>,
     can_renew: bool,
 }
 
-/// The credentials that we begin with.
+/// The base credentials.
 enum Base {
     Keys,
     WebIdentity { token_file: PathBuf, role_arn: String, sts: aws_sdk_sts::Client, name: String },
     Chain(Chain),
 }
 
-/// The SDK's own chain of places.
+/// The SDK's own chain of sources.
 struct Chain {
     clients: Clients,
     region: String,
     fips: bool,
-    /// Whether it has given credentials before.
+    /// Whether it has returned credentials before.
     has_given: AtomicBool,
 }
 
-/// A role that we take with the credentials that we begin with.
+/// A role that we take with the base credentials.
 struct Role {
     role: AwsRole,
     base: Arc<Renewer<Base>>,
@@ -77,7 +77,7 @@ struct Role {
 impl Identity {
     pub(super) fn new(settings: &AwsSettings, clients: Clients) -> Self {
         let rules = Rules { timeout: settings.timeout, refusals: 1, renews_unused: false };
-        // Names us in the customer's CloudTrail: eight digits that are this process's own.
+        // The name in the customer's CloudTrail: eight digits tell processes apart.
         let name = format!("byok-{:08x}", u32::from_be_bytes(random()));
         let base = match &settings.credentials {
             AwsCredentials::Keys { access_key_id, secret_access_key, session_token } => {
@@ -88,7 +88,7 @@ impl Identity {
             }
             AwsCredentials::WebIdentity { token_file, role_arn } => {
                 let (token_file, role_arn, name) = (token_file.clone(), role_arn.clone(), name.clone());
-                // The pod's token is what proves who we are: the request is not signed.
+                // The pod's token proves our identity, so the request is not signed.
                 let sts = clients.sts(settings, Slot::empty());
                 Renewer::start(Base::WebIdentity { token_file, role_arn, sts, name }, rules)
             }
@@ -113,7 +113,7 @@ impl Identity {
         self.role.as_ref().map_or_else(|| Slot::of(&self.base), Slot::of)
     }
 
-    /// Sees to it that there are live credentials, and returns them.
+    /// Returns valid credentials, after fetching them if there are none.
     pub(super) async fn ready(&self, deadline: Instant) -> Result<Arc<Credentials>, KmsError> {
         match &self.role {
             Some(role) => role.get(Instant::now(), deadline).await,
@@ -121,7 +121,7 @@ impl Identity {
         }
     }
 
-    /// Sees to other credentials than these, which KMS refused. Whether there are any, so that
+    /// Replaces these credentials, which KMS refused. Returns whether there are others, so that
     /// another attempt makes sense.
     pub(super) async fn replace(
         &self,
@@ -149,7 +149,7 @@ impl Source for Base {
 
     async fn fetch(&self, (): (), _: Instant) -> Result<Granted<Credentials>, Failed> {
         let outcome = match self {
-            // Held since the beginning.
+            // These are fixed, and never fetched.
             Self::Keys => Err(KmsError::local(KmsErrorClass::CredentialInvalid)),
             Self::WebIdentity { token_file, role_arn, sts, name } => {
                 Box::pin(web_identity(token_file, role_arn, sts, name)).await
@@ -176,14 +176,15 @@ impl Source for Role {
         Ok(((), Fingerprint::default()))
     }
 
-    /// Takes the role with what we begin with; where that has ended meanwhile, with its successor.
+    /// Takes the role with the base credentials, or with their successors if they have expired
+    /// meanwhile.
     async fn fetch(&self, (): (), deadline: Instant) -> Result<Granted<Credentials>, Failed> {
-        let begun = self.base.get(Instant::now(), deadline).await?;
+        let base = self.base.get(Instant::now(), deadline).await?;
         let mut outcome = Box::pin(self.assume()).await;
         if let Err(error) = &outcome
             && error.class == KmsErrorClass::CredentialInvalid
             && self.base_can_renew
-            && self.base.another(&begun, deadline).await?.is_some()
+            && self.base.another(&base, deadline).await?.is_some()
         {
             outcome = Box::pin(self.assume()).await;
         }
@@ -217,9 +218,9 @@ impl Chain {
         Ok(granted)
     }
 
-    /// A new chain each time. One that is kept reads a profile once and never again, and in place
-    /// of an error of the metadata service gives what that said before, ended or not: KMS would
-    /// refuse it, and an outage would pass for a refusal.
+    /// A new chain each time. A chain that is kept reads a profile only once, and returns its last
+    /// credentials, expired or not, when the metadata service fails: KMS would refuse them, and an
+    /// outage would pass for a refusal.
     async fn chain(&self) -> DefaultCredentialsChain {
         let region = Region::new(self.region.clone());
         let config = ProviderConfig::without_region()
@@ -246,7 +247,7 @@ async fn web_identity(
 }
 
 fn note(error: &KmsError) {
-    tracing::warn!(class = ?error.class, http_status = error.http_status, "no AWS credentials were to be had");
+    tracing::warn!(class = ?error.class, http_status = error.http_status, "AWS credentials could not be obtained");
 }
 
 /// The meaning of a failure: a role that may not be taken is a refusal; a misconfiguration leaves
@@ -264,7 +265,7 @@ fn life(until: Option<Instant>) -> Life {
     Life {
         granted: rest,
         usable: rest.map(|rest| rest.saturating_sub(MARGIN)),
-        // A role taken with them lives as long again.
+        // A session of a role that is taken with them adds as much time again.
         renew_after: rest.map(|rest| rest.min(LIFE) / 3),
     }
 }
@@ -288,17 +289,17 @@ fn seconds(life: Duration) -> i32 {
     i32::try_from(life.as_secs()).unwrap_or(i32::MAX)
 }
 
-/// The answer of the chain. If there were credentials before (`begun`), none now is an outage of
-/// their origin, and no misconfiguration.
+/// The credentials in the answer of the chain. If there were some before (`has_given`), none now is
+/// an outage of their source, not a misconfiguration.
 fn of_chain(
     answer: Result<Credentials, CredentialsError>,
-    begun: bool,
+    has_given: bool,
 ) -> Result<Granted<Credentials>, KmsError> {
     let credentials = answer.map_err(|error| {
-        said_by_sts(&error).unwrap_or_else(|| {
+        error_of_sts(&error).unwrap_or_else(|| {
             KmsError::local(match &error {
-                // Nothing is configured anywhere; a metadata service that is away looks the same.
-                CredentialsError::CredentialsNotLoaded(_) if begun => KmsErrorClass::Unreachable,
+                // Nothing is configured; a metadata service that is out of reach looks the same.
+                CredentialsError::CredentialsNotLoaded(_) if has_given => KmsErrorClass::Unreachable,
                 CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
                     KmsErrorClass::Misconfigured
                 }
@@ -307,7 +308,7 @@ fn of_chain(
             })
         })
     })?;
-    #[expect(clippy::disallowed_methods, reason = "the end is given by the other side's wall clock")]
+    #[expect(clippy::disallowed_methods, reason = "the expiry is given by the other side's wall clock")]
     let now = SystemTime::now();
     let rest = credentials.expiry().map(|end| end.duration_since(now).unwrap_or_default());
     Ok(Granted { credential: credentials, life: life(rest.map(|rest| Instant::now() + rest)) })
@@ -315,7 +316,7 @@ fn of_chain(
 
 /// The error of STS among the causes: a profile can name a role, which the SDK then takes by
 /// itself.
-fn said_by_sts(error: &CredentialsError) -> Option<KmsError> {
+fn error_of_sts(error: &CredentialsError) -> Option<KmsError> {
     errors::chain(error).find_map(|error| {
         let assumed = error.downcast_ref::<SdkError<AssumeRoleError>>().map(errors::of);
         assumed.or_else(|| error.downcast_ref::<SdkError<AssumeRoleWithWebIdentityError>>().map(errors::of))

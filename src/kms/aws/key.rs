@@ -46,12 +46,12 @@ const CHECKPOINT: &str = "byok:checkpoint";
 const MAX_WRAPPED_BYTES: usize = 6144;
 /// The DEKs of one batch; each is a call.
 pub(super) const BATCH: usize = 128;
-/// The longest wait of a name for the list of key material.
+/// The longest time that a name waits for the list of key material.
 const LIST_PATIENCE: Duration = Duration::from_secs(1);
 /// The most pages of a thousand entries; a key has a handful of entries.
 const LIST_PAGES: usize = 10;
 
-/// A client of one key, and what is known of the key.
+/// A client of one key, and what is known about the key.
 pub(super) struct Key {
     /// The client, built when it is needed and there is none.
     client: Mutex<Option<Client>>,
@@ -71,11 +71,11 @@ pub(super) struct Pinned {
 }
 
 type Context = HashMap<String, String>;
-/// The key's ARN, the key material's id, and the request's.
+/// The ARN of the key, the id of the key material, and the id of the request.
 type Learned = (Option<String>, Option<String>, Option<Arc<str>>);
 
 impl Connections for Key {
-    /// Closes all connections: those that wait now at once, those in use when their call ends.
+    /// Closes all connections: idle ones at once, the others when their call ends.
     fn hang_up(&self) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -99,7 +99,7 @@ impl Key {
             }
             AwsKeyName::Alias(_) => OnceCell::new(),
         };
-        // With connections of its own: nobody else's keep them open.
+        // This client has its own connections, so that no other client keeps them open.
         let make = Box::new(move || Clients::new().kms(&settings, slot.clone()));
         Self {
             client: Mutex::new(Some(make())),
@@ -113,7 +113,7 @@ impl Key {
         }
     }
 
-    /// The current version, asked for anew, so that a rotation shows.
+    /// The current version, which is read again each time, so that a rotation is noticed.
     pub(super) async fn current_version(
         &self,
         share: Share,
@@ -126,7 +126,7 @@ impl Key {
         Ok(self.version(pinned, material.as_deref(), deadline).await)
     }
 
-    /// Does `one` for each item, once it is known which key it is.
+    /// Calls `one` for each item, once the key is resolved.
     pub(super) async fn batch<'a, Item, T, One>(
         &'a self,
         items: &'a [Item],
@@ -146,9 +146,9 @@ impl Key {
         }
     }
 
-    /// Learns the current version before the first wrap, if we may. Encrypt does not say which key
-    /// material wrapped, so it is taken to be the last one that is known; without any, the name is
-    /// [`UNNAMED`].
+    /// Learns the current version before the first wrap, if we may. The answer of Encrypt does not
+    /// name the key material, so it is assumed to be the last one that is known; if there is none,
+    /// the name is [`UNNAMED`].
     pub(super) async fn before_wrap(&self, share: Share, deadline: Instant) {
         if self.versions.current().is_none() {
             let _ = self.current_version(share, deadline).await;
@@ -234,21 +234,22 @@ impl Key {
         ours(pinned, made.key_id(), &request_id)?;
         let material = made.destination_key_material_id();
         let mut version = self.version(pinned, material, deadline).await;
-        // A replica that may list calls it otherwise than one that may not; it is the same version.
+        // A replica with the right to list names the version differently from one without; it is
+        // the same version.
         if self.versions.is_named(material, &to.version) {
             version = to.clone();
         }
         Ok(Answer { value: wrapped(made.ciphertext_blob, version, &request_id)?, request_id })
     }
 
-    /// The one key, resolved where an alias names it.
+    /// The one key, after resolving the alias if one is configured.
     pub(super) async fn pinned(&self, share: Share, deadline: Instant) -> Result<&Pinned, KmsError> {
         let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
         let resolve = async || {
             let (arn, ..) = self.learn(&self.configured.arn, share, deadline).await?;
             let key = AwsKeyArn::parse(arn.as_deref().unwrap_or_default()).map_err(|_| misconfigured())?;
             match key.name {
-                // An alias is of its key's account and region.
+                // An alias is in the account and the region of its key.
                 AwsKeyName::Key(ref id) if key.is_beside(&self.configured) => {
                     Ok(Pinned { id: id.as_str().into(), arn: key.arn })
                 }
@@ -258,7 +259,7 @@ impl Key {
         self.pinned.get_or_try_init(resolve).await
     }
 
-    /// Generates a data key that is thrown away, to learn the key and the key material.
+    /// Learns the key and the key material from a data key that is generated and thrown away.
     async fn learn(&self, key: &str, share: Share, deadline: Instant) -> Result<Learned, KmsError> {
         let purpose = HashMap::from([(PURPOSE.to_owned(), "version".to_owned())]);
         let (made, request_id) = self.data_key(key, share, deadline, purpose).await?;
@@ -288,7 +289,7 @@ impl Key {
         self.call(Call { asked: Asked::Generate, share, deadline }, send).await
     }
 
-    /// The list of key material, boxed because it stands within every other call.
+    /// The list of key material, boxed because every other call contains it.
     fn list<'a>(
         &'a self,
         arn: &'a str,
@@ -297,8 +298,8 @@ impl Key {
         Box::pin(self.list_now(arn, deadline))
     }
 
-    /// All key material of the key, within a while that leaves the rest of the deadline to what was
-    /// asked for.
+    /// All key material of the key, within a time limit that leaves the rest of the deadline to the
+    /// call itself.
     async fn list_now(&self, arn: &str, deadline: Instant) -> Result<Vec<RotationsListEntry>, KmsError> {
         let rest = deadline.saturating_duration_since(Instant::now()) / 2;
         let soon = Instant::now() + rest.min(LIST_PATIENCE);
@@ -310,8 +311,8 @@ impl Key {
                     let call = call.include_key_material(IncludeKeyMaterial::AllKeyMaterial);
                     call.set_marker(marker.clone()).send()
                 };
-                // Counted and not refused: a name once given stays, and this comes once in a
-                // rotation.
+                // The share of a probe is counted but not refused: names do not change, so the list
+                // is read only once after a rotation.
                 let call = Call { asked: Asked::Describe, share: Share::Probe, deadline: soon };
                 let page = self.call(call, send).await?.0;
                 entries.extend(page.rotations.unwrap_or_default());
@@ -325,8 +326,7 @@ impl Key {
         timeout_at(soon, pages).await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Unreachable)))
     }
 
-    /// Makes one call by the policy. A credential that KMS refuses is replaced once, where there
-    /// can be another.
+    /// Makes one call by the policy. A credential that KMS refuses is replaced once, if it can be.
     pub(super) async fn call<Output, Error, Sent>(
         &self,
         call: Call,
@@ -340,7 +340,7 @@ impl Key {
         let Call { share, deadline, .. } = call;
         let attempt = || async {
             let held = self.identity.ready(deadline).await?;
-            // Boxed: the SDK's futures are large, and one inside another too deep for the compiler.
+            // Boxed, because the SDK's futures are large and nest too deeply for the compiler.
             let sent =
                 || -> BoxFuture<'_, Result<Output, SdkError<Error, HttpResponse>>> { Box::pin(send()) };
             let mut outcome = sent().await;
@@ -379,8 +379,8 @@ fn context(binding: &DekBinding) -> Context {
     context
 }
 
-/// The ciphertext that is sent to be unwrapped. The name in the row must be that of our key: it
-/// comes from the database.
+/// The ciphertext that is sent to be unwrapped. The row comes from the database, so its key must be
+/// compared with ours.
 fn ciphertext(pinned: &Pinned, wrapped: &Wrapped) -> Result<Blob, KmsError> {
     if wrapped.key_version.key != pinned.id {
         return Err(KmsError::local(KmsErrorClass::WrappedByAnotherKey));
@@ -399,13 +399,13 @@ fn wrapped(
     Ok(Wrapped { bytes, key_version, scheme: SCHEME })
 }
 
-/// Takes the plaintext out of an answer, and wipes it.
+/// Takes the DEK out of an answer, and wipes the answer's copy.
 fn dek(blob: Option<Blob>, request_id: &Option<Arc<str>>) -> Result<Dek, KmsError> {
     let bytes = Zeroizing::new(blob.map(Blob::into_inner).unwrap_or_default());
     Dek::from_slice(&bytes).ok_or_else(|| undocumented(KmsErrorClass::Internal, request_id))
 }
 
-/// Checks that the one key made or opened it: same account, same region, same key.
+/// Checks that the answer is of our key: same account, same region, same key.
 fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) -> Result<(), KmsError> {
     match answered {
         Some(arn) if arn == pinned.arn => Ok(()),
@@ -427,7 +427,7 @@ mod tests {
     use crate::model::{DekId, TenantUid};
 
     #[test]
-    fn a_record_is_bound_as_ever_and_a_probe_is_marked() {
+    fn only_a_probe_has_a_purpose_in_its_context() {
         let record =
             DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
         let (tenant, dek) = ("07".repeat(16), record.dek_id.to_string());
@@ -438,8 +438,8 @@ mod tests {
         assert_eq!(context(&record), of(&pairs[..2]));
         assert_eq!(context(&DekBinding { purpose: Purpose::Probe, ..record }), of(&pairs));
         let position = LogPosition { log: 1, size: 7, root: Hash([0; 32]) };
-        let said = "1 7 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-        let marked = [pairs[0], pairs[1], ("byok:purpose", "checkpoint"), ("byok:checkpoint", said)];
+        let text = "1 7 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let marked = [pairs[0], pairs[1], ("byok:purpose", "checkpoint"), ("byok:checkpoint", text)];
         assert_eq!(context(&DekBinding { purpose: Purpose::Checkpoint(position), ..record }), of(&marked));
     }
 }

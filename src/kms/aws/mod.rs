@@ -2,22 +2,21 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `client` | the SDK's clients, and what they may not do by themselves |
-//! | `errors` | what AWS's codes mean |
-//! | `exposure` | what works and leaves something open |
-//! | `identity` | who we are: credentials, web identity, the role that we take |
-//! | `key` | the operations, and what of an answer is believed |
+//! | `client` | the SDK's clients, and what is turned off in them |
+//! | `errors` | the meaning of AWS's codes |
+//! | `exposure` | the settings that work and leave something unprotected |
+//! | `identity` | our identity: credentials, web identity, the role that we take |
+//! | `key` | the operations, and the checks of their answers |
 //! | `session` | the credentials that the clients sign with |
-//! | `versions` | what we call a version of the key |
+//! | `versions` | the names of the key's versions |
 //!
-//! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`,
-//! `kms:ReEncryptFrom` and `kms:ReEncryptTo` on the one key, nothing else.
+//! Our identity needs `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`, `kms:ReEncryptFrom` and
+//! `kms:ReEncryptTo` on the one key, and nothing else.
 //!
 //! **One key, in one region.** An alias is resolved by the first call, which generates a data key
-//! under it: the answer names the key. From then on that key's ARN is what is sent and what every
-//! answer must name; an alias that is turned to another key changes nothing until a restart. A
-//! multi-region key is used where its ARN says, and never its replica elsewhere: disabling one does
-//! not disable the other.
+//! under it: the answer names the key. From then on we send that key's ARN, and every answer must
+//! name it; an alias that is changed to another key has no effect until a restart. A multi-region
+//! key is used only in the region of its ARN: disabling it there does not disable its replicas.
 //!
 //! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32
 //! hexadecimal digits) and [`key::DEK`] (a UUID) for a DEK; [`key::PURPOSE`] with `version` for the
@@ -105,8 +104,8 @@ impl Kms for AwsKms {
         .await
     }
 
-    /// Wraps under the current key material, as AWS always does: where that is not `to`, the answer
-    /// names it.
+    /// Wraps under the current key material, as AWS always does. If that is not `to`, the answer
+    /// names the one that was used.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
         let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));

@@ -1,15 +1,15 @@
 //! The names of the key's versions. AWS has no numbers for them: each has a key material id of 64
 //! hexadecimal digits.
 //!
-//! | what the customer permits | what a version is called |
+//! | the customer permits | the name of a version |
 //! |---|---|
-//! | `kms:ListKeyRotations` | its place in the list of all key material, from 1 |
+//! | `kms:ListKeyRotations` | its index in the list of all key material, from 1 |
 //! | nothing more than use | the first twelve digits of its key material id |
 //! | — (a server that gives no key material ids) | [`UNNAMED`] |
 //!
-//! A name once given stays as long as the process, whatever rights come or go. The list is asked
-//! for when a key material is seen for the first time, at most once at a time and for a short
-//! while: at the start, and after a rotation. Nothing waits for it but the name.
+//! A name never changes while the process runs, even if its rights do. The list is read when a key
+//! material is seen for the first time (at the start, and after a rotation): once at a time, and
+//! within a short time limit. Only the name waits for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,18 +24,19 @@ pub(super) const UNNAMED: &str = "current";
 /// The number of digits of a key material id in a name.
 const SHORT: usize = 12;
 
-/// The names that were given, and the knowledge for the next ones.
+/// The names of versions, and what is needed to name the next ones.
 #[derive(Default)]
 pub(super) struct Versions {
     known: Mutex<Known>,
-    /// The lock that lets one list be made at a time.
+    /// The lock under which the list is read, once at a time.
     gate: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Known {
     names: HashMap<Arc<str>, Arc<str>>,
-    places: HashMap<Arc<str>, usize>,
+    /// The index of each key material in the list, from 1.
+    indexes: HashMap<Arc<str>, usize>,
     /// Whether a list was refused.
     refused: bool,
     /// The name of the version that wrapped last.
@@ -65,7 +66,7 @@ impl Versions {
     pub(super) fn is_named(&self, material: Option<&str>, name: &str) -> bool {
         let Some(id) = material.and_then(checked) else { return name == UNNAMED };
         let known = self.lock();
-        id[..SHORT] == *name || known.places.get(id).is_some_and(|place| place.to_string() == name)
+        id[..SHORT] == *name || known.indexes.get(id).is_some_and(|index| index.to_string() == name)
     }
 
     /// Lets the next unknown key material ask for the list, whatever was seen before.
@@ -95,13 +96,13 @@ impl Versions {
         }
         if turn.is_ok() && !self.may_not_list() {
             match list.await {
-                Ok(entries) => self.lock().places = places(&entries),
+                Ok(entries) => self.lock().indexes = indexes(&entries),
                 Err(error) => self.lock().refused = !error.class.retryable(),
             }
         }
         let mut known = self.lock();
-        let place = known.places.get(id).map(|place| place.to_string().into());
-        let name: Arc<str> = place.unwrap_or_else(|| id[..SHORT].into());
+        let index = known.indexes.get(id).map(|index| index.to_string().into());
+        let name: Arc<str> = index.unwrap_or_else(|| id[..SHORT].into());
         known.names.entry(id.into()).or_insert(name).clone()
     }
 
@@ -116,9 +117,9 @@ fn checked(id: &str) -> Option<&str> {
     (id.len() == 64 && id.bytes().all(digit)).then_some(id)
 }
 
-/// The places of all key material that has ever wrapped: the first has no date, the others follow
-/// by theirs. Empty when the list does not fit together.
-fn places(entries: &[RotationsListEntry]) -> HashMap<Arc<str>, usize> {
+/// The indexes of all key material that has ever wrapped: the first has no date, the others are
+/// ordered by theirs. Empty if the list is inconsistent.
+fn indexes(entries: &[RotationsListEntry]) -> HashMap<Arc<str>, usize> {
     let wraps =
         |state: &KeyMaterialState| matches!(state, KeyMaterialState::Current | KeyMaterialState::NonCurrent);
     let mut used: Vec<_> = entries
@@ -133,8 +134,8 @@ fn places(entries: &[RotationsListEntry]) -> HashMap<Arc<str>, usize> {
     if used.iter().filter(|(date, _)| date.is_none()).count() != 1 {
         return HashMap::new();
     }
-    let placed = used.into_iter().zip(1..).map(|((_, id), place)| Some((id?.into(), place)));
-    placed.collect::<Option<_>>().unwrap_or_default()
+    let indexed = used.into_iter().zip(1..).map(|((_, id), index)| Some((id?.into(), index)));
+    indexed.collect::<Option<_>>().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -244,10 +245,10 @@ mod tests {
 
     #[test]
     fn a_list_that_does_not_fit_together_gives_no_places() {
-        assert!(places(&[]).is_empty());
-        assert!(places(&[entry('a', Some(1), KeyMaterialState::Current)]).is_empty());
+        assert!(indexes(&[]).is_empty());
+        assert!(indexes(&[entry('a', Some(1), KeyMaterialState::Current)]).is_empty());
         let two_first =
             [entry('a', None, KeyMaterialState::Current), entry('b', None, KeyMaterialState::NonCurrent)];
-        assert!(places(&two_first).is_empty());
+        assert!(indexes(&two_first).is_empty());
     }
 }

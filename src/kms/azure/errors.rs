@@ -17,7 +17,7 @@ use crate::kms::call::Failed;
 use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass};
 
-/// The operation that was asked of the vault; one code has another meaning for each.
+/// The operation that was asked of the vault. One code has another meaning for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Wrap,
@@ -43,7 +43,8 @@ const INNER: &[(&str, KmsErrorClass)] = &[
 
 /// The classes by `error.code` otherwise; `BadParameter` is handled apart.
 const OUTER: &[(&str, KmsErrorClass)] = &[
-    // Whatever the reason: outside `nbf` and `exp`, say, for which no inner code is documented.
+    // For any reason: for example a time outside `nbf` and `exp`, which has no documented inner
+    // code.
     ("Forbidden", KmsErrorClass::AccessDenied),
     ("KeyNotFound", KmsErrorClass::KeyNotFound),
     ("Unauthorized", KmsErrorClass::CredentialInvalid),
@@ -98,12 +99,11 @@ pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
         innererror: serde_json::Value,
     }
 
-    let said = serde_json::from_slice::<Body<'_>>(&reply.body).ok().map(|body| body.error);
-    let known = said.as_ref().and_then(|error| {
+    let outer = serde_json::from_slice::<Body<'_>>(&reply.body).ok().map(|body| body.error);
+    let known = outer.as_ref().and_then(|error| {
         let inner = error.innererror.get("code").and_then(serde_json::Value::as_str);
         inner.and_then(|code| find(INNER, code)).or_else(|| match (&*error.code, asked) {
-            // All that differs between one unwrap and the next is the wrapped DEK. A wrap sends
-            // nothing that could be bad but what we are configured to send.
+            // Unwraps differ only in the wrapped DEK. In a wrap, only our configuration can be bad.
             ("BadParameter", Asked::Unwrap) => Some(KmsErrorClass::InvalidWrappedDek),
             ("BadParameter", Asked::Wrap | Asked::Other) => Some(KmsErrorClass::Misconfigured),
             (code, _) => find(OUTER, code),
@@ -114,11 +114,11 @@ pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
 
 /// The error of an answer of Entra's token endpoint.
 pub(super) fn of_authority(reply: &Reply) -> Failed {
-    let said = serde_json::from_slice::<OAuth<'_>>(&reply.body).ok();
-    let known = said.and_then(|said| {
+    let refusal = serde_json::from_slice::<OAuth<'_>>(&reply.body).ok();
+    let known = refusal.and_then(|refusal| {
         let by_code = |code: &u64| AADSTS.iter().find(|(codes, _)| codes.contains(code));
-        let by_code = said.error_codes.iter().find_map(by_code).map(|(_, class)| *class);
-        by_code.or_else(|| find(OAUTH, &said.error))
+        let by_code = refusal.error_codes.iter().find_map(by_code).map(|(_, class)| *class);
+        by_code.or_else(|| find(OAUTH, &refusal.error))
     });
     failed(reply, known)
 }
@@ -127,11 +127,11 @@ pub(super) fn of_authority(reply: &Reply) -> Failed {
 /// updated, and `invalid_request` where the identity is not, or no longer, assigned to this
 /// machine.
 pub(super) fn of_identity(reply: &Reply) -> Failed {
-    let said = serde_json::from_slice::<OAuth<'_>>(&reply.body).ok();
-    let known = match (reply.status, said) {
+    let refusal = serde_json::from_slice::<OAuth<'_>>(&reply.body).ok();
+    let known = match (reply.status, refusal) {
         (404 | 410, _) => Some(KmsErrorClass::Unreachable),
-        (400, Some(said)) if said.error == "invalid_request" => Some(KmsErrorClass::CredentialInvalid),
-        (_, Some(said)) => find(OAUTH, &said.error),
+        (400, Some(refusal)) if refusal.error == "invalid_request" => Some(KmsErrorClass::CredentialInvalid),
+        (_, Some(refusal)) => find(OAUTH, &refusal.error),
         (_, None) => None,
     };
     failed(reply, known)
@@ -147,23 +147,22 @@ struct OAuth<'a> {
 }
 
 /// The header in which a request carries an id of ours. The vault's log has that id as
-/// `correlationId` ("Azure Key Vault logging"), and has the id that it answers with nowhere.
+/// `correlationId` ("Azure Key Vault logging"), but not the id in the vault's answer.
 pub(super) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 
-/// The id that we sent (`transport` writes it over what the answer says); `None` where the answer
-/// has no id of the vault's own: something before the vault gave it, and the vault's log has no
-/// such call.
+/// The id that we sent (`transport` overwrites the one in the answer). `None` if the answer has no
+/// id from the vault: then it comes from something in front of the vault, whose log has no such
+/// call.
 pub(super) fn request_id(reply: &Reply) -> Option<Arc<str>> {
     reply.headers.get("x-ms-request-id")?;
     reply.headers.get(CLIENT_REQUEST_ID)?.to_str().ok().map(Into::into)
 }
 
-/// The error by the class that the service itself named, or else by the meaning of the status
-/// alone.
-fn failed(reply: &Reply, said: Option<KmsErrorClass>) -> Failed {
-    let class = match (reply.status, said) {
+/// The error of the class that the service's answer gave, or else of the status alone.
+fn failed(reply: &Reply, known: Option<KmsErrorClass>) -> Failed {
+    let class = match (reply.status, known) {
         (429, _) => KmsErrorClass::Throttled,
-        // What stands before the service does not reach it, whatever it says.
+        // A proxy in front of the service does not reach it, whatever the body says.
         (502..=504, _) => KmsErrorClass::Unreachable,
         (_, Some(class)) => class,
         // Redirects are not followed; the others mean a wrong address.

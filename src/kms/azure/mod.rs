@@ -3,14 +3,14 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `wire` | bodies and answers of `wrapkey` and `unwrapkey` |
-//! | `errors` | what the services' error codes mean |
-//! | `token` | the access token: who we are, and how one is fetched |
-//! | `transport` | one request, the challenge, and what comes back |
+//! | `errors` | the meaning of the services' error codes |
+//! | `token` | the access token: our identity, and how a token is fetched |
+//! | `transport` | one request, the challenge, and the answer |
 //!
-//! What our identity needs is `wrapKey` and `unwrapKey` on the one key, nothing else. No algorithm
-//! of Azure's binds a wrapped DEK to anything: the commitment in every token does. The current
+//! Our identity needs `wrapKey` and `unwrapKey` on the one key, and nothing else. None of Azure's
+//! algorithms binds a wrapped DEK to anything: the commitment in every token does that. The current
 //! version is learned by wrapping a random value, so no metadata is read. One item is one request;
-//! a rewrap is two, since Azure has no operation for it.
+//! a re-wrap is two, since Azure has no operation for it.
 
 mod errors;
 mod token;
@@ -59,7 +59,7 @@ pub struct AzureKeyVault {
     calls: CallPolicy,
 }
 
-/// The operation on one item, with the version; none stands for the current one.
+/// The operation on one item, with the key version; `None` is the current one.
 #[derive(Clone, Copy)]
 enum Operation<'a> {
     Wrap(Option<&'a str>),
@@ -92,8 +92,8 @@ impl AzureKeyVault {
         let key = settings.key.clone();
         let calls = CallPolicy::new("azure-key-vault", settings.timeout, settings.calls_per_minute);
         let tokens = Tokens::new(settings, Arc::clone(&transport));
-        // The client compares the host of a challenge with the vault's as well, where there is a
-        // name to compare.
+        // If the vault has a name to compare, the client also compares the host of a challenge with
+        // it.
         let named = key.resource.strip_prefix("https://").zip(key.vault.host_str());
         let verify = named.is_some_and(|(resource, host)| host.ends_with(&format!(".{resource}")));
         let options = KeyClientOptions {
@@ -107,7 +107,7 @@ impl AzureKeyVault {
         };
         let client =
             KeyClient::new(key.vault.as_str(), Arc::new(tokens.clone()), Some(options)).map_err(|_| {
-                let problem = "is no address that Azure's client takes".to_owned();
+                let problem = "is not an address that Azure's client accepts".to_owned();
                 ConfigError { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
             })?;
         let name = key.name.as_str().into();
@@ -145,7 +145,7 @@ impl AzureKeyVault {
         self.call(Operation::Unwrap(version), body, share, deadline, read).await
     }
 
-    /// Makes one call; an answer that `read` rejects is an error that is tried again.
+    /// Makes one call. An answer that `read` rejects is an error, and the call is retried.
     async fn call<T>(
         &self,
         operation: Operation<'_>,
@@ -166,7 +166,7 @@ impl AzureKeyVault {
             .await
     }
 
-    /// Makes one request; two, where the vault refuses a token that can be replaced.
+    /// Makes one request, or a second one if the vault refuses a token that can be replaced.
     async fn attempt(
         &self,
         operation: Operation<'_>,
@@ -195,7 +195,7 @@ impl AzureKeyVault {
     ) -> Result<Reply, Failed> {
         let method_options = ClientMethodOptions { context: exchange.context() };
         let name = &self.key.name;
-        // What came of it, the exchange knows.
+        // The outcome is in the exchange.
         let _ = match operation {
             Operation::Wrap(version) => {
                 let key_version = version.map(str::to_owned);
@@ -294,7 +294,7 @@ impl KmsDiagnosis for AzureKeyVault {
         let once = || self.attempt(Operation::Read, &nothing, Share::Probe, deadline);
         let call = Call { asked: Operation::Read.asked(), share: Share::Probe, deadline };
         let read = self.calls.run(call, once).await;
-        // Without the right to read it there is nothing to tell, and nothing wrong.
+        // We may lack the right to read the key. That is no exposure.
         let Some(key) = read.ok().and_then(|reply| serde_json::from_slice::<Key>(&reply.body).ok()) else {
             return Vec::new();
         };
@@ -302,7 +302,7 @@ impl KmsDiagnosis for AzureKeyVault {
         // "Deletion recovery level": without purge protection it ends in `Purgeable`.
         if key.attributes.recovery_level.ends_with("Purgeable") || key.attributes.recovery_level.is_empty() {
             exposures.push(Exposure {
-                what: "key: whoever may purge a deleted key can destroy it, and all data with it, before its retention ends",
+                what: "key: anyone with the right to purge a deleted key can destroy it, and all data with it, before its retention ends",
                 remedy: "turn on the vault's purge protection",
             });
         }
@@ -315,8 +315,8 @@ impl KmsDiagnosis for AzureKeyVault {
         }
         if key.attributes.exp.is_some() {
             exposures.push(Exposure {
-                what: "key: its current version expires; from then on nothing can be encrypted until there is a new one",
-                remedy: "make a new version before, or let a rotation policy do so",
+                what: "key: its current version expires; after that nothing can be encrypted until there is a new one",
+                remedy: "make a new version before that, or let a rotation policy do so",
             });
         }
         exposures

@@ -1,8 +1,8 @@
-//! The access token that every request to the vault bears. Microsoft's credential types fetch it,
-//! `kms::renewal` decides when.
+//! The access token that every request to the vault carries. Microsoft's credential types fetch it,
+//! and `kms::renewal` decides when.
 //!
-//! - A new credential type is made for each token, so that a file's present content counts and
-//!   nothing is cached in it.
+//! - A new credential type is made for each token, so that files are read again and nothing is
+//!   cached in it.
 //! - A token is replaced after two thirds of its life.
 //! - A token that the vault refuses is replaced once, if it is not brand-new.
 
@@ -32,16 +32,17 @@ use crate::kms::{KmsError, KmsErrorClass};
 
 use super::transport::{Exchange, Transport, stopped};
 
-/// The time before its end at which a token is not sent any more, if that is less than a tenth of
-/// its life.
+/// The time before its end at which a token is no longer sent, if that is less than a tenth of its
+/// life.
 const MARGIN: Duration = Duration::from_secs(10);
 /// The age below which a token that the vault refuses is not replaced: a new one would be refused
-/// the same.
+/// as well.
 const BRAND_NEW: Duration = Duration::from_secs(10);
-/// The refusals that drop a token: a new secret takes a moment to be known everywhere.
+/// The number of refusals in a row that drop a token. A new secret takes a moment to be known
+/// everywhere.
 const REFUSALS: u32 = 3;
 
-/// The token in use and the way to another one.
+/// The token in use, and its renewal.
 #[derive(Clone)]
 pub(super) struct Tokens {
     renewer: Arc<Renewer<Login>>,
@@ -105,8 +106,7 @@ impl TokenCredential for Tokens {
             Ok(token) => {
                 let secret = Secret::new(token.expose().to_owned());
                 exchange.bear(token);
-                // Already over as far as the client is concerned, so that it asks again for each
-                // request.
+                // Expired from the client's point of view, so that it asks again for each request.
                 Ok(AccessToken::new(secret, OffsetDateTime::UNIX_EPOCH))
             }
             Err(error) => {
@@ -158,7 +158,7 @@ impl Source for Login {
     }
 
     fn note(&self, error: &KmsError) {
-        tracing::warn!(class = ?error.class, http_status = error.http_status, "no Entra token was to be had");
+        tracing::warn!(class = ?error.class, http_status = error.http_status, "no Entra token could be obtained");
     }
 }
 
@@ -187,7 +187,7 @@ impl Login {
 
     /// A credential that holds no token yet.
     fn credential(&self) -> Result<Arc<dyn TokenCredential>, KmsErrorClass> {
-        // It says nothing of the key, nor of who we are.
+        // This error says nothing about the key or our identity.
         let unreadable = KmsErrorClass::Misconfigured;
         let client_options = self.options.clone();
         let tenant = || self.tenant.clone().unwrap_or_default();
@@ -218,7 +218,7 @@ impl Login {
                     user_assigned_id: client_id.clone().map(UserAssignedId::ClientId),
                     client_options,
                 }))
-                // Of a machine whose managed identities Microsoft's client does not know.
+                // A kind of machine whose managed identities Microsoft's client does not support.
                 .map_err(|_| KmsErrorClass::Misconfigured)?
             }
         })

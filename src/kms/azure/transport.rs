@@ -1,21 +1,21 @@
-//! The transport that we give to Microsoft's clients, over `kms::http`. It is where all that comes
-//! from outside is judged, so that nothing of an error's text goes into their errors and logs:
+//! The transport that we give to Microsoft's clients, over `kms::http`. It checks everything that
+//! comes from outside, so that no text of an answer gets into the clients' errors and logs:
 //!
-//! - A request goes to the configured vault, authority and metadata service, and nowhere else.
-//! - **The challenge.** A vault's 401 names the authority and the resource that a token is to be
-//!   for. Ours are configured; a challenge that names others is refused, so that no vault can ask
-//!   for a token of another service or send us to another authority. (The client itself compares
-//!   the resource only.)
-//! - A request to the vault bears an id of ours, each its own, by which the vault's log has it; an
-//!   answer's ids are its say-so.
-//! - What is no success becomes a class here (see `errors`). The client gets to see that the
-//!   request failed, which it does not try again.
-//! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets
-//!   an empty one. An authority's answer it has to read: what Microsoft's types copy of tokens and
-//!   secrets, nobody wipes.
+//! - Requests go only to the configured vault, authority and metadata service.
+//! - **The challenge.** A vault's 401 names the authority and the resource of the token that it
+//!   wants. Ours are configured, and a challenge that names others is refused, so that no vault can
+//!   obtain a token for another service or send us to another authority. (The client itself
+//!   compares only the resource.)
+//! - Each request to the vault has an id of its own, which we choose and the vault logs. Ids in
+//!   answers are not relied on.
+//! - A failure is mapped to a class here (see `errors`). The client only learns that the request
+//!   failed, and does not retry it.
+//! - A vault's answer, which may hold a DEK, goes past the client to the caller and is wiped; the
+//!   client gets an empty one. It has to read an authority's answer: the copies that Microsoft's
+//!   types make of tokens and secrets are not wiped.
 //!
-//! An [`Exchange`] travels with each call through the client: its deadline in, its answer or
-//! failure out.
+//! An [`Exchange`] travels with each call through the client: it takes the deadline in, and the
+//! answer or the failure out.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -158,9 +158,9 @@ impl Transport {
     }
 
     async fn answer(&self, request: &Request, exchange: &Exchange) -> Result<AsyncRawResponse, Failed> {
-        let (service, url) = self.place(request.url())?;
+        let (service, url) = self.service(request.url())?;
         let mut headers = headers(request)?;
-        // The client would give the challenge and the call after it one and the same.
+        // The client would give the same id to the challenge and to the call that follows it.
         let id = HeaderValue::from_str(&Uuid::new_v4().to_string())
             .map_err(|_| KmsError::local(KmsErrorClass::Internal))?;
         headers.insert(CLIENT_REQUEST_ID, id.clone());
@@ -173,7 +173,7 @@ impl Transport {
         let mut reply = self.http.send(method, url, headers, body.clone(), exchange.deadline).await?;
         match service {
             Service::Vault => reply.headers.insert(CLIENT_REQUEST_ID, id),
-            // These are no calls of the key, and in another log.
+            // These are not calls to the key, and are logged elsewhere.
             Service::Authority | Service::Identity => reply.headers.remove(CLIENT_REQUEST_ID),
         };
         match (service, reply.status) {
@@ -181,14 +181,15 @@ impl Transport {
                 exchange.outcome().reply = Some(reply);
                 Ok(AsyncRawResponse::from_bytes(StatusCode::Ok, Headers::new(), Bytes::new()))
             }
-            // Nothing was asked: what asks for the challenge has no token and no body.
+            // The request that asks for the challenge has no token and no body, so it cannot
+            // succeed.
             (Service::Vault, 200) => Err(errors::error(KmsErrorClass::Internal, &reply).into()),
             (Service::Vault, 401) => {
                 self.check_challenge(&reply)?;
                 if bears_token {
                     return Err(errors::error(KmsErrorClass::CredentialInvalid, &reply).into());
                 }
-                // In our words: what the client makes of the vault's, it keeps for all later
+                // A challenge written by us: the client remembers what it parses for all later
                 // requests.
                 let mut headers = Headers::new();
                 headers.insert(WWW_AUTHENTICATE, format!(r#"Bearer resource="{}""#, self.resource));
@@ -213,9 +214,9 @@ impl Transport {
     }
 
     /// The service of an address, and the address to send to. The client asks for tokens of a
-    /// managed identity at the one address that it knows; where the service stands elsewhere, it is
-    /// looked for there.
-    fn place(&self, url: &Url) -> Result<(Service, Url), KmsError> {
+    /// managed identity at a fixed address; if another address is configured, the request goes
+    /// there.
+    fn service(&self, url: &Url) -> Result<(Service, Url), KmsError> {
         if url.origin() == self.vault.origin() {
             return Ok((Service::Vault, url.clone()));
         }
@@ -225,10 +226,10 @@ impl Transport {
                 Ok((Service::Identity, url.clone()))
             }
             Some(AzureIdentitySource::Imds(host)) if url.host_str() == Some("169.254.169.254") => {
-                let mut there = host.clone();
-                there.set_path(url.path());
-                there.set_query(url.query());
-                Ok((Service::Identity, there))
+                let mut configured = host.clone();
+                configured.set_path(url.path());
+                configured.set_query(url.query());
+                Ok((Service::Identity, configured))
             }
             None | Some(AzureIdentitySource::Endpoint(_) | AzureIdentitySource::Imds(_)) => {
                 Err(KmsError::local(KmsErrorClass::Misconfigured))
@@ -240,7 +241,7 @@ impl Transport {
     fn check_challenge(&self, reply: &Reply) -> Result<(), KmsError> {
         let challenges = reply.headers.get_all(http::header::WWW_AUTHENTICATE);
         let mut challenges = challenges.iter().filter_map(|value| value.to_str().ok());
-        // Without one it is not Key Vault that answered.
+        // Without one, something other than Key Vault answered.
         let challenge = challenges
             .find(|challenge| challenge.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer ")))
             .ok_or_else(|| errors::error(KmsErrorClass::Internal, reply))?;

@@ -1,6 +1,6 @@
 //! Bodies and answers of `wrapkey` and `unwrapkey` (Key Vault REST API, `KeyOperationsParameters`
-//! and `KeyOperationResult`). Written and read here and not by the client's own types, so that what
-//! holds a DEK is wiped.
+//! and `KeyOperationResult`). They are written and read here instead of by the client's own types,
+//! so that memory that holds a DEK is wiped.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -43,9 +43,9 @@ pub(super) fn body(algorithm: AzureAlgorithm, value: &[u8]) -> Zeroizing<Vec<u8>
     body
 }
 
-/// The version that unwraps and the bytes to send, if this can be a DEK that our key wrapped. The
-/// name in the row must be that of our key: it comes from the database, and must not choose a path
-/// in the vault.
+/// The version that unwraps and the bytes to send, if our key can have wrapped this DEK. The row
+/// comes from the database, so its key must be compared with ours: it must not choose a path in the
+/// vault.
 pub(super) fn checked<'a>(
     key: &AzureKey,
     wrapped: &'a Wrapped,
@@ -56,7 +56,7 @@ pub(super) fn checked<'a>(
     let length_fits = match key.algorithm {
         // As long as the key: 2048, 3072 or 4096 bit.
         AzureAlgorithm::RsaOaep256 => matches!(wrapped.bytes.len(), 256 | 384 | 512),
-        // RFC 3394: eight bytes more than what is wrapped.
+        // RFC 3394: eight bytes more than the DEK.
         AzureAlgorithm::A256Kw => wrapped.bytes.len() == 40,
     };
     if wrapped.scheme != SCHEME || !is_azure_version(&wrapped.key_version.version) || !length_fits {
@@ -74,7 +74,7 @@ pub(super) struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// The parsed answer of success; `None` if it is malformed.
+    /// The parsed answer of a successful request; `None` if it is malformed.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
         serde_json::from_slice(body).ok()
     }
@@ -87,11 +87,12 @@ impl<'a> Answer<'a> {
         }
         let bytes = BASE64URL.decode(self.value).ok()?;
         let wrapped = Wrapped { bytes, key_version: KeyVersion::new(Arc::clone(name), made), scheme: SCHEME };
-        // What we would not send back is nothing to keep.
+        // A value that we would refuse to unwrap must not be stored.
         checked(key, &wrapped).is_ok().then_some(wrapped)
     }
 
-    /// The DEK; `None` unless it is one, and the version that was asked for gave it.
+    /// The DEK. `None` unless it has the length of a DEK, and the version that was asked for
+    /// unwrapped it.
     pub(super) fn dek(&self, key: &AzureKey, version: &str) -> Option<Dek> {
         if self.version(key)? != version || !(DEK_CHARACTERS..=DEK_CHARACTERS + 1).contains(&self.value.len())
         {
@@ -102,8 +103,8 @@ impl<'a> Answer<'a> {
         Dek::from_slice(bytes.get(..length)?)
     }
 
-    /// The version in `kid`; `None` unless that is of our vault and our key. Azure does not mind a
-    /// name's case.
+    /// The version in `kid`. `None` unless that belongs to our vault and our key. Azure ignores the
+    /// case of names.
     fn version(&self, key: &AzureKey) -> Option<String> {
         let kid = Url::parse(&self.kid).ok()?;
         if kid.origin() != key.vault.origin() {

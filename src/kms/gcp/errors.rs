@@ -1,8 +1,8 @@
-//! What Google's errors mean: the canonical code, and the detail that tells its causes apart, in
-//! one table. The texts are never read. <https://cloud.google.com/apis/design/errors>
+//! The meaning of Google's errors: the canonical code, and the detail that distinguishes its
+//! causes, in one table. The texts are never read. <https://cloud.google.com/apis/design/errors>
 //!
-//! Only an answer in Google's own shape, whose code is that of the HTTP answer, may pass for a
-//! refusal of the key: what stands before Google has a 403 of its own.
+//! Only an answer in Google's own format, whose code equals the HTTP status, counts as a refusal of
+//! the key: a proxy in front of Google has a 403 of its own.
 
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ use crate::kms::KmsErrorClass::{self, *};
 use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass as Class};
 
-/// The operation that was asked for, where the same answer has another meaning.
+/// The operation that was asked for. The same answer can mean something else for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// Encryption under the primary version.
@@ -53,11 +53,11 @@ use Detail::{Any, Reason, Violation, Violations};
 /// `EXTERNAL_*` of an external key manager
 /// (<https://cloud.google.com/kms/docs/reference/ekm_errors>).
 const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
-    // Who we are.
+    // Our identity.
     ("UNAUTHENTICATED", Any, CredentialInvalid),
     ("PERMISSION_DENIED", Reason("ACCOUNT_STATE_INVALID"), CredentialInvalid),
     ("PERMISSION_DENIED", Reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT"), Misconfigured),
-    // Whose calls they are: a quota project that a user's credential names.
+    // The project that the calls are counted to: a quota project that a user's credential names.
     ("PERMISSION_DENIED", Reason("USER_PROJECT_DENIED"), Misconfigured),
     // The customer has turned Cloud KMS off in the project, or its billing, or the project itself.
     ("PERMISSION_DENIED", Reason("SERVICE_DISABLED"), KeyDisabled),
@@ -93,23 +93,23 @@ const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
 
 /// The error of an answer that is not 200.
 pub(super) fn of_reply(asked: Asked, reply: &Reply) -> KmsError {
-    let Some(said) = Said::read(reply) else { return with_status(of_status(reply.status), reply) };
-    let error = with_status(said.class(asked), reply);
+    let Some(status) = Status::read(reply) else { return with_status(of_status(reply.status), reply) };
+    let error = with_status(status.class(asked), reply);
     // A token without the scope, or of a person without a quota project: nothing is wrong with the
     // key.
-    match (error.class, said.error.status.as_str()) {
+    match (error.class, status.error.status.as_str()) {
         (Misconfigured, "PERMISSION_DENIED") => error.of_credential(),
         _ => error,
     }
 }
 
-/// The error of an answer of IAM credentials: whatever the refusal, the identity that we need is
-/// not to be had.
+/// The error of an answer of IAM credentials. Every refusal means that we cannot get the identity
+/// that we need.
 pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
-    let class = match Said::read(reply) {
-        Some(said) if said.error.status == "INVALID_ARGUMENT" => CredentialInvalid,
-        Some(said) if said.has(Reason("SERVICE_DISABLED")) => Misconfigured,
-        Some(said) => match said.class(Asked::Look) {
+    let class = match Status::read(reply) {
+        Some(status) if status.error.status == "INVALID_ARGUMENT" => CredentialInvalid,
+        Some(status) if status.has(Reason("SERVICE_DISABLED")) => Misconfigured,
+        Some(status) => match status.class(Asked::Look) {
             AccessDenied
             | CredentialInvalid
             | KeyDisabled
@@ -140,8 +140,8 @@ pub(super) fn of_token(reply: &Reply) -> KmsError {
     }
 
     let class = match serde_json::from_slice::<Refusal<'_>>(&reply.body) {
-        // Those that section 5.2 has, and Google's for a policy: another status is of whoever
-        // stands before it.
+        // The statuses of section 5.2, and Google's for a policy. Another one comes from a proxy in
+        // front of it.
         Ok(Refusal { error }) if matches!(reply.status, 400 | 401 | 403) => match error {
             "invalid_scope" | "unsupported_grant_type" | "invalid_request" => Misconfigured,
             "internal_failure" | "server_error" | "temporarily_unavailable" => Unreachable,
@@ -154,9 +154,9 @@ pub(super) fn of_token(reply: &Reply) -> KmsError {
     with_status(class, reply)
 }
 
-/// The error of an answer of the metadata server, which shows itself by a header and speaks no
-/// JSON. 404: the machine has no account. 403: GKE's may not act as the account that is bound to
-/// the workload.
+/// The error of an answer of the metadata server, which is recognised by a header and answers
+/// without JSON. 404: the machine has no account. 403: on GKE, it may not act as the account that
+/// is bound to the workload.
 pub(super) fn of_metadata(reply: &Reply) -> KmsError {
     let class = match (is_metadata(reply), reply.status) {
         (true, 404) => Misconfigured,
@@ -173,8 +173,8 @@ pub(super) fn is_metadata(reply: &Reply) -> bool {
 }
 
 /// Whether Google itself gave this status.
-pub(super) fn says(reply: &Reply, status: &str) -> bool {
-    Said::read(reply).is_some_and(|said| said.error.status == status)
+pub(super) fn has_status(reply: &Reply, status: &str) -> bool {
+    Status::read(reply).is_some_and(|answered| answered.error.status == status)
 }
 
 /// The error of an answer that its documentation does not describe.
@@ -200,21 +200,21 @@ fn of_status(status: u16) -> KmsErrorClass {
 
 /// A `google.rpc.Status` in JSON.
 #[derive(Deserialize)]
-struct Said {
-    error: Status,
+struct Status {
+    error: ErrorBody,
 }
 
 #[derive(Deserialize)]
-struct Status {
+struct ErrorBody {
     code: u16,
     status: String,
     #[serde(default)]
-    details: Vec<Told>,
+    details: Vec<ErrorDetail>,
 }
 
-/// A detail of any type, with the fields that are looked at.
+/// A detail of any type, with the fields that are read.
 #[derive(Deserialize)]
-struct Told {
+struct ErrorDetail {
     reason: Option<String>,
     #[serde(default)]
     violations: Vec<Violated>,
@@ -226,19 +226,19 @@ struct Violated {
     kind: String,
 }
 
-impl Said {
+impl Status {
     fn read(reply: &Reply) -> Option<Self> {
-        serde_json::from_slice::<Self>(&reply.body).ok().filter(|said| said.error.code == reply.status)
+        serde_json::from_slice::<Self>(&reply.body).ok().filter(|status| status.error.code == reply.status)
     }
 
     fn class(&self, asked: Asked) -> KmsErrorClass {
         let status = self.error.status.as_str();
         match (status, asked) {
-            // The ciphertext is not one that the key made, or was bound to something else.
+            // The ciphertext was not made by the key, or is bound to something else.
             ("INVALID_ARGUMENT", Asked::Decrypt) => return InvalidWrappedDek,
-            // What we send is well-formed: the key is of another purpose, or takes less at a time.
+            // Our requests are well-formed, so the key has another purpose or a lower limit.
             ("INVALID_ARGUMENT", _) => return Misconfigured,
-            // The version, if not the whole key.
+            // The version is missing, or the whole key.
             ("NOT_FOUND", Asked::EncryptUnder) => return KeyVersionUnavailable,
             _ => {}
         }
@@ -247,13 +247,13 @@ impl Said {
     }
 
     fn has(&self, detail: Detail) -> bool {
-        let told = &self.error.details;
+        let details = &self.error.details;
         let violates = |fits: &dyn Fn(&str) -> bool| {
-            told.iter().flat_map(|told| &told.violations).any(|violated| fits(&violated.kind))
+            details.iter().flat_map(|detail| &detail.violations).any(|violated| fits(&violated.kind))
         };
         match detail {
             Any => true,
-            Reason(reason) => told.iter().any(|told| told.reason.as_deref() == Some(reason)),
+            Reason(reason) => details.iter().any(|detail| detail.reason.as_deref() == Some(reason)),
             Violation(kind) => violates(&|it| it == kind),
             Violations(start) => violates(&|it| it.starts_with(start)),
         }
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_endpoints_refusal_is_told_apart_from_its_outage() {
+    fn the_token_endpoints_refusal_and_outage_have_different_classes() {
         let class = |status, error: &str| of_token(&reply(status, json!({ "error": error }))).class;
         for refused in ["invalid_grant", "invalid_client", "unauthorized_client", "access_denied", "new_one"]
         {

@@ -1,4 +1,4 @@
-//! How a credential becomes an access token.
+//! The exchange of a credential for an access token.
 //!
 //! | credential | asks | for |
 //! |---|---|---|
@@ -7,13 +7,13 @@
 //! | metadata server | `…/service-accounts/default/token` | a token of the machine's scopes |
 //! | impersonation | `generateAccessToken`, with a token of one of the above | a token of one scope |
 //!
-//! A token for ourselves is for Cloud KMS only, one that impersonation starts from for IAM only,
-//! where Google lets us ask.
+//! Where Google lets us choose the scope, the token for our calls is for Cloud KMS only, and the
+//! one that impersonation starts from is for IAM only.
 //!
-//! [`Login`] is a [`Source`] of tokens; `kms::renewal` says when another one is asked for. A token
-//! is replaced in the last quarter of its time, at most 225 seconds before its end: the metadata
-//! server has a new one from 300 seconds before the end on. Google may refuse the credential long
-//! before it refuses the token.
+//! [`Login`] is a [`Source`] of tokens; `kms::renewal` decides when to ask for another one. A token
+//! is replaced in the last quarter of its life, at most 225 seconds before its end: the metadata
+//! server has a new one 300 seconds before the end. Google may refuse the credential long before it
+//! refuses the token.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -50,14 +50,15 @@ const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";
 const HOUR: Duration = Duration::from_secs(3600);
 /// The longest time before its end at which a token is replaced.
 const EARLY: Duration = Duration::from_secs(225);
-/// The bounds of a token's life, whatever its issuer says: one that ends before is refused and
-/// replaced.
+/// The bounds of a token's life, whatever its issuer says. A token that ends earlier is refused by
+/// the KMS and then replaced.
 const LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(12 * 3600));
-/// The refusals that drop a token: a single one may come from a part of Google that lags behind.
+/// The number of refusals in a row that drop a token. A single one may come from a part of Google
+/// that lags behind.
 const REFUSALS: u32 = 3;
 const METADATA_PATH: &str = "computeMetadata/v1/instance/service-accounts/default/token";
 
-/// Our identity, and the account that we act as.
+/// Our identity, and the account that we impersonate.
 pub(super) struct Login {
     pub(super) identity: GcpIdentity,
     pub(super) impersonate: Option<String>,
@@ -71,7 +72,7 @@ pub(super) struct Token {
     bearer: HeaderValue,
     /// The time for which it was granted.
     lasts: Duration,
-    /// The project whose quota its requests count against, where its holder has none.
+    /// The project whose quota its requests count against, if its holder has no project.
     quota_project: Option<HeaderValue>,
 }
 
@@ -115,10 +116,10 @@ impl Login {
 
 impl Source for Login {
     type Credential = Token;
-    /// `None` stands for whatever the metadata server gives.
+    /// The credential; `None` if the metadata server has it.
     type Evidence = Option<GcpCredentials>;
 
-    /// Reads the credential's file again, where it is one: another may have been put in its place.
+    /// Reads the credential again if it is in a file, which may have been replaced.
     fn evidence(&self) -> Result<(Option<GcpCredentials>, Fingerprint), KmsError> {
         let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
         let from_file;
@@ -155,7 +156,7 @@ impl Source for Login {
     }
 
     fn note(&self, error: &KmsError) {
-        tracing::warn!(class = ?error.class, http_status = error.http_status, "no Google access token was to be had");
+        tracing::warn!(class = ?error.class, http_status = error.http_status, "no Google access token could be obtained");
     }
 }
 
@@ -235,7 +236,8 @@ async fn act_as(
     }
     let answer: Answer<'_> = serde_json::from_slice(&reply.body).map_err(|_| errors::internal(&reply))?;
     let end = OffsetDateTime::parse(answer.expire_time, &Rfc3339).map_err(|_| errors::internal(&reply))?;
-    // By the clock that the end was told by: ours may be off. Never longer than was asked for.
+    // The life is computed by the issuer's clock, because ours may be wrong. It is never longer
+    // than what was asked for.
     let now = reply.date().unwrap_or_else(|| SystemClock.now().unix_seconds());
     let lasts = end.unix_timestamp().saturating_sub(now);
     let lasts = Duration::from_secs(lasts.try_into().unwrap_or(0)).min(HOUR);
@@ -289,7 +291,7 @@ fn assertion(
     let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
     let message = format!("{header}.{claims}");
     let signature = Zeroizing::new(key.sign_sha256(message.as_bytes()));
-    // As large as it gets: whoever has the signature has a token.
+    // At its final size, so that growing leaves no copy: the signature is enough to get a token.
     let mut assertion =
         Zeroizing::new(String::with_capacity(message.len() + 1 + signature.len() * 4 / 3 + 4));
     assertion.push_str(&message);

@@ -2,20 +2,20 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `wire` | bodies and answers, what a DEK is bound to, checksums |
-//! | `errors` | what Google's errors mean |
-//! | `login` | how a credential becomes a token |
+//! | `wire` | bodies and answers, the data that a DEK is bound to, checksums |
+//! | `errors` | the meaning of Google's errors |
+//! | `login` | the exchange of a credential for a token |
 //!
-//! What our identity needs is `cloudkms.cryptoKeyVersions.useToEncrypt` and `useToDecrypt` on the
-//! key, nothing else. The current version is learned by encrypting a random value: Google counts
-//! reads of keys apart, and few are free (300 a minute). There is no batch endpoint and no
-//! re-encryption: each DEK is a call, and a rewrap is a decrypt and an encrypt under the version
-//! that it goes to, so a plain DEK is in our memory for that long.
+//! Our identity needs `cloudkms.cryptoKeyVersions.useToEncrypt` and `useToDecrypt` on the key, and
+//! nothing else. The current version is learned by encrypting a random value, because reads of keys
+//! have a separate, low quota (300 a minute). There is no batch endpoint and no re-encryption: each
+//! DEK is a call, and a re-wrap is a decrypt and an encrypt under the new version, so the plain DEK
+//! is in our memory in between.
 //!
-//! Two answers are met by one more try at once: a token that is refused, with another one; and an
-//! argument that is refused, since Google gives the same code to what was altered on the way to it.
-//! An answer that was altered on its way to us is tried again like any failure inside the provider,
-//! and never used.
+//! Two answers cause one immediate retry: a refused token, with another token; and a refused
+//! argument, because Google returns the same code for a request that was corrupted on its way. An
+//! answer that was corrupted on its way to us is never used, and retried like any failure inside
+//! the provider.
 
 mod errors;
 mod login;
@@ -57,8 +57,8 @@ const BATCH: usize = 64;
 /// The requests of a re-wrap: a decrypt and an encrypt.
 const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 
-/// Rights that wrap nothing, and that would let whoever has our credential turn the key off,
-/// destroy it or give it away.
+/// Rights that byok does not need. With them, somebody who has our credential could turn the key
+/// off, destroy it or give others access to it.
 const TOO_MUCH: [&str; 4] = [
     "cloudkms.cryptoKeys.setIamPolicy",
     "cloudkms.cryptoKeys.update",
@@ -236,14 +236,14 @@ impl KmsDiagnosis for GcpKms {
         let mut found = Vec::new();
         if self.google.personal {
             found.push(Exposure {
-                what: "key: we act as a person, whose credential opens whatever the person may open",
-                remedy: "use a service account: by the metadata server, by impersonation, or by a key of its own",
+                what: "key: we act as a person, whose credential gives access to everything that the person has access to",
+                remedy: "use a service account: through the metadata server, by impersonation, or with a key of its own",
             });
         }
         if self.google.held(&TOO_MUCH).await.is_ok_and(|held| held > 0) {
             found.push(Exposure {
                 what: "key: our identity may change the key, its policy or its versions, not only use it",
-                remedy: "grant it nothing but what `byok policy gcp-kms` prints",
+                remedy: "grant it only what `byok policy gcp-kms` prints",
             });
         }
         found
@@ -299,7 +299,7 @@ impl Google {
         Ok(self.call(Asked::Look, path, body, share, deadline, read).await?.permissions.len())
     }
 
-    /// Calls a method of the key; `read` gives `None` for an answer that is not to be used.
+    /// Calls a method of the key. `read` returns `None` for an answer that must not be used.
     async fn call<T>(
         &self,
         asked: Asked,
@@ -320,7 +320,7 @@ impl Google {
         self.calls.run(Call { asked: asked.of_any(), share, deadline }, once).await
     }
 
-    /// Sends a request, and once more where the first answer is one that another attempt may mend.
+    /// Sends a request, and once more if the first answer is one that a retry may avoid.
     async fn send(
         &self,
         url: &Url,
@@ -330,12 +330,12 @@ impl Google {
     ) -> Result<Reply, KmsError> {
         let token = self.tokens.get(Instant::now(), deadline).await?;
         let reply = self.send_as(&token, url, body, deadline).await?;
-        if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
+        if reply.status == 401 && errors::has_status(&reply, "UNAUTHENTICATED") {
             let Some(token) = self.tokens.another(&token, deadline).await? else { return Ok(reply) };
             self.calls.one_more(share)?;
             return self.send_as(&token, url, body, deadline).await;
         }
-        if reply.status == 400 && errors::says(&reply, "INVALID_ARGUMENT") {
+        if reply.status == 400 && errors::has_status(&reply, "INVALID_ARGUMENT") {
             self.calls.one_more(share)?;
             return self.send_as(&token, url, body, deadline).await;
         }

@@ -2,12 +2,12 @@
 //! (<https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys/encrypt>).
 //!
 //! **Associated data.** Every DEK is bound to its tenant and id: 43 bytes, `byok-dek-v1` in ASCII,
-//! the tenant's uid (16 bytes), the DEK's id (16). [`SCHEME`] says so in each row. A probe's has
-//! `purpose=probe` in ASCII after them.
+//! the tenant's uid (16 bytes), the DEK's id (16). [`SCHEME`] records this in each row. For a
+//! probe, `purpose=probe` in ASCII follows.
 //!
-//! **Checksums.** All that is sent goes with its CRC32C (RFC 3720, appendix B.4), and an answer
-//! counts only if Google says that it verified each, and its own checksum fits. What does not is
-//! never used (<https://cloud.google.com/kms/docs/data-integrity-guidelines>).
+//! **Checksums.** Every value is sent with its CRC32C (RFC 3720, appendix B.4). An answer is used
+//! only if Google says that it verified each checksum, and the answer's own checksum matches
+//! (<https://cloud.google.com/kms/docs/data-integrity-guidelines>).
 //!
 //! A DEK in base64, and its checksum, are as secret as the DEK: bodies are written into memory that
 //! is wiped, and answers are read in place.
@@ -45,8 +45,8 @@ fn associated(binding: DekBinding) -> Vec<u8> {
     let purpose: &[u8] = match binding.purpose {
         Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => b"",
         Purpose::Probe => b"purpose=probe",
-        // Google logs no associated data, so nobody asks for this; it is bound to what it is all
-        // the same.
+        // Google does not log associated data, so this is never requested. It has a value of its
+        // own all the same.
         Purpose::Checkpoint(_) => b"purpose=checkpoint",
     };
     [LABEL, &binding.tenant.0, binding.dek_id.as_bytes(), purpose].concat()
@@ -77,7 +77,7 @@ fn body(binding: DekBinding, names: [&str; 2], text: &[u8], checksum: &[u8]) -> 
         CRC32C.checksum(&associated),
     );
     let parts = [names[0].as_bytes(), text, names[1].as_bytes(), checksum, rest.as_bytes()];
-    // Exactly as large as it gets: growing would leave a DEK behind in freed memory.
+    // At its final size: growing would leave a DEK behind in freed memory.
     let mut body = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
     parts.iter().for_each(|part| body.extend_from_slice(part));
     body
@@ -96,10 +96,9 @@ fn digits(mut number: u32, into: &mut [u8; CRC_DIGITS]) -> &[u8] {
     }
 }
 
-/// The ciphertext to send, if this can be one that the key made.
+/// The ciphertext to send, if the key can have made it.
 pub(super) fn ciphertext<'a>(wrapped: &'a Wrapped, key: &GcpKey) -> Result<&'a [u8], KmsErrorClass> {
-    // The name in the row comes from the database; the key is the one that is configured, whatever
-    // it says.
+    // The row comes from the database, so its key must be compared with the configured one.
     if *wrapped.key_version.key != *key.key {
         return Err(KmsErrorClass::WrappedByAnotherKey);
     }
@@ -113,13 +112,13 @@ pub(super) fn ciphertext<'a>(wrapped: &'a Wrapped, key: &GcpKey) -> Result<&'a [
     Ok(&wrapped.bytes)
 }
 
-/// The number of a version: digits and nothing else, since it goes into a path.
+/// The number of a version: only digits, because it goes into a path.
 pub(super) fn version_number(version: &KeyVersion) -> Option<NonZeroU64> {
     version.version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.version.parse().ok())?
 }
 
-/// The wrapped DEK in an answer of `encrypt`; `None` unless all of it was verified, under our key
-/// and the version that was asked for.
+/// The wrapped DEK in an answer of `encrypt`. `None` unless all of it was verified, and our key
+/// wrapped it under the version that was asked for.
 pub(super) fn wrapped(json: &[u8], key: &GcpKey, asked: Option<NonZeroU64>) -> Option<Wrapped> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -149,7 +148,8 @@ pub(super) fn wrapped(json: &[u8], key: &GcpKey, asked: Option<NonZeroU64>) -> O
     })
 }
 
-/// The DEK in an answer of `decrypt`; `None` unless it is one and its checksum fits.
+/// The DEK in an answer of `decrypt`. `None` unless it has the length of a DEK and its checksum
+/// matches.
 pub(super) fn dek(json: &[u8]) -> Option<Dek> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -165,7 +165,7 @@ pub(super) fn dek(json: &[u8]) -> Option<Dek> {
         DEK_CHARACTERS => STANDARD.decode_slice(answer.plaintext.as_bytes(), bytes.as_mut()).ok(),
         _ => None,
     };
-    // Only where something in it was escaped.
+    // The text is owned only if something in it was escaped.
     if let Cow::Owned(text) = &mut answer.plaintext {
         text.zeroize();
     }
@@ -173,8 +173,8 @@ pub(super) fn dek(json: &[u8]) -> Option<Dek> {
     (answer.plaintext_crc32c.parse() == Ok(CRC32C.checksum(bytes))).then(|| Dek::from_slice(bytes))?
 }
 
-/// The number of the version that an answer names, if it is one of our key. A project may be
-/// configured by its number and answered by its id, or the other way round.
+/// The number of the version that an answer names, if it belongs to our key. A project may be
+/// configured by its number and returned by its id, or the other way round.
 fn version_of(name: &str, key: &GcpKey) -> Option<NonZeroU64> {
     let (project, rest) = name.strip_prefix("projects/")?.split_once('/')?;
     let number = |project: &str| project.bytes().all(|byte| byte.is_ascii_digit());
@@ -193,7 +193,7 @@ mod tests {
     use crate::model::{DekId, TenantUid};
 
     #[test]
-    fn a_record_is_bound_as_ever_and_a_probe_is_marked() {
+    fn only_a_probe_is_bound_to_its_purpose() {
         let record =
             DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
         let bytes = [&b"byok-dek-v1"[..], &[7; 16], record.dek_id.as_bytes()].concat();

@@ -1,18 +1,17 @@
-//! The Vault token that every request carries: where it comes from, and how it stays alive.
+//! The Vault token that every request carries: its source, and how it is kept valid.
 //!
-//! | way | when it is refused | kept alive by |
+//! | source | when the token is refused | kept valid by |
 //! |---|---|---|
-//! | token | nothing else to try | `renew-self` |
-//! | token file | read again; another token is tried once | `renew-self`, and whoever writes the file |
-//! | AppRole, Kubernetes | a new login, then tried once | `renew-self`, a new login when that fails or nears the maximum, and at the latest when `kms::renewal` asks for one |
+//! | token | the call fails | `renew-self` |
+//! | token file | the file is read again; another token is tried once | `renew-self`, and the process that writes the file |
+//! | AppRole, Kubernetes | a new login, whose token is tried once | `renew-self`, a new login when that fails or nears the maximum, and at the latest when `kms::renewal` asks for one |
 //!
-//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again
-//! at once: `kms::pacing` says when. What may count towards the lockout of an AppRole is a 400; a
-//! role that is locked out, a mount that is missing and a service account that is refused (403) are
-//! not counted.
+//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not retried at
+//! once: `kms::pacing` decides when. Only a 400 may count towards the lockout of an AppRole. A 403
+//! does not: the role is locked out, the mount is missing, or the service account is refused.
 //!
-//! Tokens are never logged; what is logged is that a renewal or login failed, its class, and when
-//! the next login is tried.
+//! Tokens are never logged. The log says that a renewal or login failed, with the class of the
+//! error and the time of the next login.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,26 +36,26 @@ use crate::model::{Clock as _, SystemClock};
 use super::errors;
 use super::transport::Transport;
 
-/// The age below which a token is not replaced because a policy denies something: a new one would
-/// be denied the same. An older one is replaced, since a role's new policies come with a new login
-/// only.
+/// The age below which a token is not replaced when a policy denies a call: a new one would be
+/// denied as well. An older one is replaced, because a role's new policies apply only to new
+/// logins.
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest lease that is counted: Vault's own limit is 32 days unless it is raised.
+/// The longest lease that is believed: Vault's own limit is 32 days unless it is raised.
 const LONGEST_LEASE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The pause after a failed renewal of a token that was given to us, at least and at most.
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The longest sleep of the task that renews such a token: another one may have come meanwhile.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
 
-/// The token in use and the way to another one.
+/// The token in use, and its renewal.
 pub(super) enum Auth {
     Given(GivenToken),
     Login(Renewer<Login>),
 }
 
 impl Auth {
-    /// An unused way to a token. Nothing is sent yet but the renewal of a token that was given to
-    /// us, in the background.
+    /// A source of tokens. Until one is asked for, only the renewal of a configured token is sent,
+    /// in the background.
     ///
     /// # Panics
     ///
@@ -73,7 +72,8 @@ impl Auth {
                 LoginWay::Kubernetes { mount, role, jwt_file }
             }
         };
-        // A refusal is counted, and nothing of Vault lags behind: the first one is enough.
+        // Refusals count towards a lockout, and no part of Vault lags behind, so the first one is
+        // enough.
         let rules = Rules { timeout, refusals: 1, renews_unused: true };
         Self::Login(Renewer::start(Login { way, transport }, rules))
     }
@@ -107,7 +107,7 @@ impl Auth {
     }
 }
 
-/// A token, and whether Vault lengthens its lease.
+/// A token, and whether Vault extends its lease.
 pub(super) struct Token {
     pub(super) text: SecretText,
     renewable: bool,
@@ -116,7 +116,7 @@ pub(super) struct Token {
 /// The lease of a login's or renewal's answer; `None` is one that never ends.
 type Lease = Option<Duration>;
 
-/// A login with what it presents.
+/// A login, with its credential.
 pub(super) struct Login {
     way: LoginWay,
     transport: Arc<Transport>,
@@ -214,8 +214,7 @@ impl Source for Login {
     }
 }
 
-/// A token that was given to us, in the configuration or in a file. Whoever gave it replaces it; we
-/// renew its lease.
+/// A token from the configuration or from a file. The operator replaces it; we renew its lease.
 pub(super) struct GivenToken {
     holder: Arc<Holder>,
     /// The task that renews the lease; it ends with us.
@@ -240,8 +239,8 @@ struct Held {
     token: Arc<Token>,
     /// The stamp of a token file when it was read.
     stamp: Option<Stamp>,
-    /// The time of the next renewal, and the end of the lease where it is known; `None` where
-    /// nothing can lengthen it.
+    /// The time of the next renewal, and the end of the lease if it is known. `None` if the lease
+    /// cannot be extended.
     renewal: Option<(Instant, Option<Instant>)>,
 }
 
@@ -262,12 +261,12 @@ impl GivenToken {
         self.holder.token()
     }
 
-    /// Whether there is another token than this now.
+    /// Whether there is another token now.
     fn has_another(&self, refused: &Arc<Token>) -> bool {
         match &self.holder.way {
             Way::Text(_) => false,
-            // Two writes within one tick of the file system's clock have one stamp: look at the
-            // text.
+            // Two writes within one tick of the file system's clock have the same stamp, so the
+            // texts are compared.
             Way::File(path) => {
                 self.holder.read(path).is_ok_and(|now| now.text.expose() != refused.text.expose())
             }
@@ -295,7 +294,8 @@ impl Holder {
     }
 
     fn read(&self, path: &Path) -> Result<Arc<Token>, KmsError> {
-        // Before the text: if the file changes in between, the next look at its stamp sees it.
+        // The stamp is read before the text: if the file changes in between, the next comparison of
+        // stamps notices it.
         let stamp = stamp(path);
         let text = read_secret(path)?;
         if let Some(held) = self.held().as_mut().filter(|held| held.token.text.expose() == text.expose()) {
@@ -307,15 +307,15 @@ impl Holder {
 
     fn hold(&self, text: &str, stamp: Option<Stamp>) -> Arc<Token> {
         let token = Arc::new(Token { text: SecretText::new(text.to_owned()), renewable: true });
-        // The first renewal tells how long it lives.
+        // The first renewal shows how long it lives.
         let renewal = Some((Instant::now(), None));
         *self.held() = Some(Held { token: Arc::clone(&token), stamp, renewal });
         token
     }
 
-    /// Renews the lease if that is due, and returns the time until the next look: a server without
-    /// traffic keeps its token, and one that was given to us may have to be renewed before it is
-    /// first used.
+    /// Renews the lease if that is due, and returns the time until the next check. This keeps the
+    /// token valid without traffic; a configured token may have to be renewed before it is first
+    /// used.
     async fn renew_what_is_due(&self, timeout: Duration) -> Duration {
         let Ok(token) = self.token() else { return LEASE_WATCH };
         let renewal = self.held().as_ref().and_then(|held| held.renewal);

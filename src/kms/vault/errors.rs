@@ -1,8 +1,8 @@
-//! The meaning of Vault's and OpenBao's errors. They have no error codes: the HTTP status tells
-//! some causes apart, for the others there is only the text, so the texts stand here, in one table.
-//! Each of Vault's was given by a real Vault 1.21.0, and a test provokes it again
-//! (`tests/it/kms_vault_errors.rs`); those of OpenBao alone are replayed there as its source has
-//! them. The texts are compared and go no further.
+//! The meaning of Vault's and OpenBao's errors. They have no error codes: the HTTP status
+//! distinguishes some causes, the others only the text, so this file has the texts in one table.
+//! Vault's come from a real Vault 1.21.0, and a test provokes each again
+//! (`tests/it/kms_vault_errors.rs`). Those that only OpenBao has are replayed there from its
+//! source. The texts are compared and go no further.
 
 use serde::Deserialize;
 
@@ -22,7 +22,7 @@ enum Text {
 }
 
 const TEXTS: &[(Text, KmsErrorClass)] = &[
-    // Who we are. Of policy, of token.
+    // Our identity: of the policy, of the token.
     (Text::Is("permission denied"), KmsErrorClass::AccessDenied),
     (Text::Is("1 error occurred:\n\t* permission denied\n\n"), KmsErrorClass::AccessDenied),
     (
@@ -58,7 +58,7 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
         Text::Is("requested version for encryption is higher than the latest key version"),
         KmsErrorClass::Misconfigured,
     ),
-    // The wrapped DEK. A version that the key never had is one that it did not make.
+    // The wrapped DEK. A version that the key never had cannot have wrapped it.
     (Text::Is("cipher: message authentication failed"), KmsErrorClass::InvalidWrappedDek),
     (
         Text::Is("failed to RSA decrypt the ciphertext: crypto/rsa: decryption error"),
@@ -96,8 +96,7 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
     let texts =
         serde_json::from_slice::<Refusal>(&reply.body).map(|refusal| refusal.errors).unwrap_or_default();
     let class = match reply.status {
-        // Only what Vault itself says may pass for a refusal of the key: a proxy has a 403 of its
-        // own.
+        // Only Vault's own answer counts as a refusal of the key: a proxy has a 403 of its own.
         401 | 403 if texts.is_empty() => KmsErrorClass::Internal,
         429 => KmsErrorClass::Throttled,
         status => texts.iter().find_map(|text| of_text(text)).unwrap_or(match status {
@@ -105,7 +104,7 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
             // Redirects are not followed (see `transport`); the others mean a wrong address or
             // mount.
             300..=399 | 404 | 405 | 413 => KmsErrorClass::Misconfigured,
-            // What stands before Vault does not reach it.
+            // A proxy in front of Vault does not reach it.
             502..=504 => KmsErrorClass::Unreachable,
             _ => KmsErrorClass::Internal,
         }),

@@ -3,17 +3,17 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `transit` | bodies and answers of the batch endpoints; why no key is ever created |
-//! | `errors` | what Vault's texts mean |
+//! | `errors` | the meaning of Vault's texts |
 //! | `auth` | the token, its renewal, logins |
 //! | `transport` | one request |
 //!
-//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`,
-//! and on `auth/token/renew-self` where it has an end. The current key version is learned by
-//! wrapping a random value, so no metadata is read but for `doctor`.
+//! The token needs `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, and on
+//! `auth/token/renew-self` if it expires. The current key version is learned by wrapping a random
+//! value, so metadata is read only for `doctor`.
 //!
-//! One refusal of the token is answered by one more try with another token, where there is one.
-//! OpenBao refuses a token that has ended with the words for a right that is missing:
-//! `auth/token/lookup-self` tells the two apart where the token has the policy `default`.
+//! When the token is refused, the request is retried once with another token, if there is one.
+//! OpenBao refuses an expired token with the same text as a missing right; `auth/token/lookup-self`
+//! distinguishes the two if the token has the policy `default`.
 
 mod auth;
 mod errors;
@@ -43,9 +43,9 @@ use crate::model::{KeyVersion, Wrapped};
 use auth::{Auth, Token};
 use transport::Transport;
 
-/// The most items of one request. Measured at Vault 1.21.0: from here on longer batches raise
-/// throughput little, and latency in proportion; a request is some 20 KiB, far below the 32 MiB
-/// that Vault takes.
+/// The most items of one request. Measured at Vault 1.21.0: larger batches raise throughput only a
+/// little, but latency in proportion. A request is some 20 KiB, far below the 32 MiB that Vault
+/// accepts.
 const BATCH: usize = 256;
 /// A key in a Transit engine.
 pub struct VaultTransit {
@@ -62,8 +62,8 @@ struct Vault {
 }
 
 impl VaultTransit {
-    /// Reads the certificate files that `settings` names. Nothing is sent before the first call but
-    /// the renewal of a token that was given to us, in the background.
+    /// Reads the certificate files that `settings` names. Before the first call, only the renewal
+    /// of a configured token is sent, in the background.
     ///
     /// # Errors
     ///
@@ -96,8 +96,8 @@ impl VaultTransit {
     }
 
     /// Whether an ordinary encrypt with our token would create a key that is missing: it may
-    /// `create` on the path and `disable_upsert` is not known to be set. We never do (see
-    /// `transit`); it is worth a warning all the same. `None` when Vault does not tell.
+    /// `create` on the path and `disable_upsert` is not known to be set. Ours never do (see
+    /// `transit`), but it is worth a warning. `None` if Vault does not say.
     pub async fn upsert_possible(&self) -> Option<bool> {
         #[derive(Deserialize)]
         struct Capabilities {
@@ -196,17 +196,17 @@ impl KmsDiagnosis for VaultTransit {
         match vault.request(Method::GET, "auth/token/lookup-self", Bytes::new(), deadline).await {
             Ok(_) => Some(true),
             Err(error) if error.class == KmsErrorClass::CredentialInvalid => Some(false),
-            // OpenBao answers so to a token that has ended, and to one without the policy
+            // OpenBao gives this answer to an expired token, and to one without the policy
             // `default`.
             Err(_) => None,
         }
     }
 
     async fn exposure(&self) -> Vec<Exposure> {
-        let mut found = self.vault.made_how().await;
+        let mut found = self.vault.key_exposure().await;
         if self.upsert_possible().await == Some(true) {
             found.push(Exposure {
-                what: "key: Vault would create a key that is missing, if anybody with this token asked it to",
+                what: "key: with this token, Vault would create a key that is missing",
                 remedy: "grant `update` and not `create`, and set `disable_upsert=true` in the mount's config/keys",
             });
         }
@@ -215,9 +215,9 @@ impl KmsDiagnosis for VaultTransit {
 }
 
 impl Vault {
-    /// The exposures in the key's own description, where we may read that
+    /// The exposures in the key's own description, if we may read it
     /// (<https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>).
-    async fn made_how(&self) -> Vec<Exposure> {
+    async fn key_exposure(&self) -> Vec<Exposure> {
         #[derive(Deserialize)]
         struct Described {
             data: Key,
@@ -239,18 +239,18 @@ impl Vault {
         let described = reply.and_then(|reply| serde_json::from_slice::<Described>(&reply.body).ok());
         let Some(Described { data: key }) = described else { return Vec::new() };
         let weak = matches!(&*key.kind, "aes128-gcm96" | "rsa-2048" | "rsa-3072" | "rsa-4096");
-        let another = "before anything is encrypted, make one of type aes256-gcm96 under another name; Vault changes the type of no key";
+        let another = "before anything is encrypted, make one of type aes256-gcm96 under another name; Vault cannot change a key's type";
         let found = [
             (weak, "key: its type is weaker than the DEKs that it wraps, which have 256 bits", another),
             (
                 key.derived,
-                "key: it was made with `derived=true`: it wants a context with each call, which byok does not send",
-                "make one without `derived` under another name; Vault changes it of no key",
+                "key: it was made with `derived=true`: each call needs a context, which byok does not send",
+                "make one without `derived` under another name; Vault cannot change this setting",
             ),
             (
                 key.exportable || key.allow_plaintext_backup,
-                "key: who may export or back it up can take it out of Vault (`exportable`, `allow_plaintext_backup`)",
-                "grant nobody `read` on the mount's export and backup paths; Vault takes these back from no key",
+                "key: anyone who may export or back it up can take it out of Vault (`exportable`, `allow_plaintext_backup`)",
+                "grant nobody `read` on the mount's export and backup paths; Vault cannot turn these settings off",
             ),
         ];
         let found = found.into_iter().filter(|(is_so, ..)| *is_so);
@@ -303,8 +303,8 @@ impl Vault {
             .collect()
     }
 
-    /// The ciphertext of a wrapped DEK. The name in its row must be that of our key: it comes from
-    /// the database, and must not choose a path in Vault.
+    /// The ciphertext of a wrapped DEK. The row comes from the database, so its key must be
+    /// compared with ours: it must not choose a path in Vault.
     fn ciphertext<'a>(&self, wrapped: &'a Wrapped) -> Result<&'a str, KmsErrorClass> {
         if wrapped.key_version.key != self.key {
             return Err(KmsErrorClass::WrappedByAnotherKey);

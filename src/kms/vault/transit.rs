@@ -3,17 +3,17 @@
 //!
 //! **No key is ever created.** Vault's encrypt creates a key that does not exist when the token has
 //! `create` on the path and `disable_upsert` is off; data would then be wrapped under a key that
-//! the customer never made. Every encrypt therefore names the type `ecdsa-p256`. The field is read
-//! only where a key is to be created, and a key of a type that cannot encrypt is refused there, in
-//! the same request: nothing is checked first, so nothing can happen in between. Decrypt and rewrap
-//! create nothing. What remains: a key that somebody deletes and makes anew under the same name is
-//! another key; what the first one wrapped is then
+//! the customer never made. Every encrypt therefore names the type `ecdsa-p256`. Vault reads the
+//! field only when it would create a key, and then refuses a type that cannot encrypt, in the same
+//! request, so there is no race with a separate check. Decrypt and rewrap create nothing. One case
+//! remains: a key that somebody deletes and creates again under the same name is another key, and
+//! DEKs that the first one wrapped are then
 //! [`InvalidWrappedDek`](KmsErrorClass::InvalidWrappedDek). Customers should also give `update`
 //! only, and set `disable_upsert`.
 //!
-//! **No associated data.** Vault's rewrap does not take it along, so a DEK bound that way could not
-//! be rotated. The commitment in each token binds tenant and DEK id. [`SCHEME`] says so in each
-//! row.
+//! **No associated data.** Vault's rewrap does not support it, so a DEK that is bound that way
+//! could not be rotated. The commitment in each token binds tenant and DEK id. [`SCHEME`] records
+//! this in each row.
 //!
 //! A DEK in base64 is as secret as the DEK: bodies are written into memory that is wiped, and
 //! answers are read in place.
@@ -52,7 +52,7 @@ pub(super) fn encrypt_body<'a>(
     let version = version.map(|version| format!(r#","key_version":{version}"#)).unwrap_or_default();
     let head = format!(r#"{{"type":"{TYPE_THAT_IS_NEVER_CREATED}","batch_input":["#);
     let item = r#"{"plaintext":""},"#.len() + DEK_CHARACTERS + version.len();
-    // Exactly as large as it gets: growing would leave DEKs behind in freed memory.
+    // At its final size: growing would leave DEKs behind in freed memory.
     let mut body = Zeroizing::new(Vec::with_capacity(head.len() + deks.len() * item + 2));
     body.extend_from_slice(head.as_bytes());
     for (index, dek) in deks.enumerate() {
@@ -85,7 +85,7 @@ pub(super) fn ciphertexts_body<'a>(
     serde_json::json!({ "batch_input": items }).to_string().into_bytes()
 }
 
-/// The text of a wrapped DEK, if it can be one of ours.
+/// The text of a wrapped DEK, if our key can have wrapped it.
 pub(super) fn ciphertext(wrapped: &Wrapped) -> Result<&str, KmsErrorClass> {
     if wrapped.scheme != SCHEME || wrapped.bytes.len() > MAX_WRAPPED_BYTES {
         return Err(KmsErrorClass::InvalidWrappedDek);
@@ -143,7 +143,7 @@ pub(super) fn wrapped(item: &Item<'_>, key: &Arc<str>, version: Option<NonZeroU6
     Some(Wrapped { bytes: text.as_bytes().to_vec(), key_version, scheme: SCHEME })
 }
 
-/// The DEK in an item of `decrypt`; `None` unless it is one.
+/// The DEK in an item of `decrypt`; `None` unless it has the length of a DEK.
 pub(super) fn dek(item: &Item<'_>) -> Option<Dek> {
     let mut bytes = Zeroizing::new([0; DEK_CHARACTERS]);
     let text = item.plaintext.filter(|text| text.len() == DEK_CHARACTERS)?;

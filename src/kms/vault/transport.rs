@@ -1,7 +1,7 @@
 //! One request to Vault: its address, namespace and token on top of `kms::http`.
 //!
-//! A standby forwards requests itself unless that was turned off; one that answers 307 is a wrong
-//! `BYOK_VAULT_ADDR`.
+//! A standby forwards requests itself, unless that is turned off. If it answers 307 instead,
+//! `BYOK_VAULT_ADDR` is wrong.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
@@ -31,13 +31,13 @@ impl Transport {
     /// Reads the certificate files; sends nothing.
     pub(super) fn new(settings: &VaultSettings) -> Result<Self, ConfigError> {
         let mut headers = HeaderMap::new();
-        // Vault's agents and proxies can be told to refuse requests without it, against forged
-        // requests from browsers.
+        // Vault's agents and proxies can be configured to refuse requests without it, against
+        // forged requests from browsers.
         headers.insert("X-Vault-Request", HeaderValue::from_static("true"));
         if let Some(namespace) = &settings.namespace {
             let value = HeaderValue::from_str(namespace).map_err(|_| ConfigError {
                 variable: "BYOK_VAULT_NAMESPACE".to_owned(),
-                problem: "is no namespace".to_owned(),
+                problem: "is not a namespace".to_owned(),
             })?;
             headers.insert("X-Vault-Namespace", value);
         }

@@ -1,5 +1,5 @@
-//! What is known of the tenants: what the latest read of each one's rows has shown, and the settings
-//! that the tenants' calls are bound by. Reads nothing itself.
+//! The cache of tenants: the result of the latest read of each one's rows, and the settings
+//! of their calls. This file reads nothing itself.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,28 +14,29 @@ use crate::tenancy::{NotServed, TenantRuntime, TenantSettings};
 
 use super::opened_keys::OpenedKeys;
 
-/// How many tenants are known at once, and how long without a use.
+/// The most tenants in the cache, and the time for which an unused one stays there.
 pub(super) const TENANTS: u64 = 10_000;
 pub(super) const IDLE: Duration = Duration::from_secs(3_600);
-/// How long a tenant is served before its rows are read again. A commit checks the revision, so this
-/// bounds only how long a tenant that makes no entry is served with what has changed.
+/// The time after which a tenant's rows are read again. A commit checks the revision, so an
+/// outdated runtime is used for this long only by calls that make no entry.
 const FRESH: Duration = Duration::from_secs(30);
-/// How long a tenant that is locked, or has no key, is refused before its rows are read again.
+/// The time after which the rows of a tenant that is locked, or has no key, are read again.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
-/// What is known of the tenants.
+/// The cache of tenants.
 pub(super) struct Known {
-    /// Held for reading while what is known changes, so that nothing with the previous settings comes
-    /// after [`Self::update_settings`]. No call that finds its tenant here takes it.
+    /// The settings. Their lock is held for reading while the cache changes, so that no runtime
+    /// with the previous settings is added after [`Self::update_settings`]. A call that finds its
+    /// tenant in the cache does not take it.
     settings: RwLock<Arc<TenantSettings>>,
     tenants: Cache<TenantUid, Arc<Reading>>,
 }
 
-/// What a read of a tenant's rows has shown.
+/// The result of reading a tenant's rows.
 #[derive(Clone)]
 struct Reading {
     revision: u64,
-    /// When the read began; `None` once it is forgotten.
+    /// The time when the read began; `None` once it is forgotten.
     began: Option<Instant>,
     found: Found,
 }
@@ -52,7 +53,7 @@ impl Known {
         Self { settings: RwLock::new(Arc::new(settings)), tenants }
     }
 
-    /// Returns what a tenant is served with, if its rows were read a short time ago.
+    /// Returns the runtime of a tenant, or its refusal, if its rows were read a short time ago.
     pub(super) fn fresh(&self, uid: TenantUid) -> Option<Served> {
         let reading = self.tenants.get(&uid)?;
         let fresh = match reading.found {
@@ -62,23 +63,23 @@ impl Known {
         reading.began.filter(|began| began.elapsed() < fresh).map(|_| reading.served())
     }
 
-    /// Returns what a tenant was last served with, however long ago.
+    /// Returns the last runtime of a tenant, however old.
     pub(super) fn runtime(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         self.tenants.get(&uid).and_then(|reading| reading.served().ok())
     }
 
-    /// Returns what all tenants were last served with.
+    /// Returns the last runtimes of all tenants.
     pub(super) fn runtimes(&self) -> Vec<Arc<TenantRuntime>> {
         self.tenants.iter().filter_map(|(_, reading)| reading.served().ok()).collect()
     }
 
-    /// Returns what is known by a newer row than this one, if anything is.
+    /// Returns the result of a newer row than this one, if one was read.
     pub(super) fn by_newer_row(&self, row: &TenantRow) -> Option<Served> {
         let reading = self.tenants.get(&row.tenant.uid)?;
         (reading.began.is_some() && reading.revision > row.revision).then(|| reading.served())
     }
 
-    /// Returns the keys that a tenant was last served with, and the revision.
+    /// Returns the keys of a tenant's last runtime, and their revision.
     pub(super) fn keys(&self, uid: TenantUid) -> Option<(u64, OpenedKeys)> {
         let reading = self.tenants.get(&uid)?;
         match &reading.found {
@@ -110,14 +111,14 @@ impl Known {
         self.tenants.insert(row.tenant.uid, Arc::new(reading));
     }
 
-    /// Drops all that is known of a tenant that there is not any more.
+    /// Removes a tenant that no longer exists.
     pub(super) fn remove(&self, uid: TenantUid) {
         let _settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
         self.tenants.invalidate(&uid);
     }
 
-    /// Forgets how new is what is known of a tenant: the next read takes its place, whatever its
-    /// revision. The keys stay until then.
+    /// Marks a tenant as outdated: the next read replaces it, whatever the revision. The keys stay
+    /// until then.
     pub(super) fn forget(&self, uid: TenantUid) {
         let _settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(reading) = self.tenants.get(&uid) {

@@ -1,6 +1,6 @@
-//! Tenants that are named by verified claims, each served with the keys of its own rows. Reads a
-//! tenant's rows when they are needed, once for all calls that wait for them. Believes no row that is
-//! older than what is known, and asks no KMS.
+//! Tenants that are named by verified claims, each served with the keys of its own rows. It reads a
+//! tenant's rows when they are needed, once for all calls that wait for them. It ignores rows that
+//! are older than what is known, and calls no KMS.
 
 mod known;
 mod names;
@@ -30,7 +30,7 @@ use single_flight::SingleFlight;
 
 pub use opened_keys::OpenKey;
 
-/// How long a turn is kept without a use. Longer than the reads of a turn.
+/// The time for which an unused turn is kept. Longer than the reads of a turn.
 const TURN: Duration = Duration::from_secs(60);
 
 /// Tenants that are named by verified claims.
@@ -42,7 +42,7 @@ pub(super) struct Claimed {
     by_name: SingleFlight<String, Served>,
     by_uid: SingleFlight<TenantUid, Served>,
     refreshes: SingleFlight<TenantUid, Served>,
-    /// Of those that prepare one tenant, one at a time does.
+    /// The locks under which tenants are prepared, so that each tenant is prepared once at a time.
     turns: Cache<TenantUid, Arc<Mutex<()>>>,
 }
 
@@ -60,10 +60,10 @@ impl Claimed {
         }
     }
 
-    /// Returns what the tenant of this name is served with.
+    /// Returns the runtime of the tenant with this name.
     pub(super) async fn named(self: &Arc<Self>, name: &str) -> Served {
         match self.names.uid(name).and_then(|uid| self.known.fresh(uid)) {
-            // It has another name since.
+            // The tenant has been renamed since.
             Some(Ok(runtime)) if runtime.tenant.name != name => {}
             Some(served) => return served,
             None => {}
@@ -79,7 +79,7 @@ impl Claimed {
         served.await.unwrap_or_else(panicked)
     }
 
-    /// Returns what the tenant with this uid is served with.
+    /// Returns the runtime of the tenant with this uid.
     pub(super) async fn with(self: &Arc<Self>, uid: TenantUid) -> Served {
         if let Some(served) = self.known.fresh(uid) {
             return served;
@@ -98,14 +98,14 @@ impl Claimed {
         served.await.unwrap_or_else(panicked)
     }
 
-    /// Forgets what is known of a tenant, and returns what it is served with by rows whose read begins
-    /// after this call.
+    /// Forgets what is known of a tenant, and returns its runtime according to rows whose read
+    /// begins after this call.
     pub(super) async fn refreshed(self: &Arc<Self>, uid: TenantUid) -> Served {
         let claimed = self.clone();
         let served = self.refreshes.run(uid, |joinable| async move {
             let turn = claimed.turn(uid);
             let _turn = turn.lock().await;
-            // Who calls from here on may know of a change that this read does not see.
+            // Later callers may know of a change that this read does not see.
             drop(joinable);
             claimed.known.forget(uid);
             claimed.read(uid).await
@@ -113,12 +113,12 @@ impl Claimed {
         served.await.unwrap_or_else(panicked)
     }
 
-    /// Returns what the tenant with this uid was last served with.
+    /// Returns the last runtime of the tenant with this uid.
     pub(super) fn known(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         self.known.runtime(uid)
     }
 
-    /// Returns what all tenants were last served with.
+    /// Returns the last runtimes of all tenants.
     pub(super) fn served(&self) -> Vec<Arc<TenantRuntime>> {
         self.known.runtimes()
     }
@@ -161,8 +161,8 @@ impl Claimed {
         self.prepare(row, began).await
     }
 
-    /// Prepares the tenant of this row, whose read began at `began`. Its keys are read again only if
-    /// the revision has changed.
+    /// Prepares the tenant of this row, whose read began at `began`. Its keys are read again only
+    /// if the revision has changed.
     async fn prepare(&self, row: TenantRow, began: Instant) -> Served {
         if let Some(served) = self.known.by_newer_row(&row) {
             return served;

@@ -1,4 +1,4 @@
-//! What is known of the names that claims hold: whose they are, and which are nobody's.
+//! The cache of the names in claims: the tenant of each, and the unknown names.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::model::TenantUid;
 
 use super::known::{IDLE, TENANTS};
 
-/// How many names that are nobody's are remembered, and how long: a caller with one must not cost a
-/// read for each call.
+/// The most unknown names that are remembered, and for how long: a caller with an unknown name must
+/// not cause a read at each call.
 const UNKNOWN: u64 = 10_000;
 const UNKNOWN_FOR: Duration = Duration::from_secs(1);
 
-/// The names that claims held.
+/// The names in claims.
 pub(super) struct Names {
     uids: Cache<String, TenantUid>,
-    /// When each of these was found to be nobody's.
+    /// The time when each of these names was found to be unknown.
     unknown: Cache<String, Instant>,
 }
 
@@ -26,7 +26,7 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             uids: Cache::builder().max_capacity(TENANTS).time_to_idle(IDLE).build(),
-            // The latest take the place of those that were not asked for the longest.
+            // The names that were used least recently are evicted first.
             unknown: Cache::builder()
                 .max_capacity(UNKNOWN)
                 .time_to_live(UNKNOWN_FOR)
@@ -42,7 +42,7 @@ impl Names {
         self.uids.get(name)
     }
 
-    /// Returns whether this was nobody's name a moment ago.
+    /// Returns whether no tenant had this name a moment ago.
     pub(super) fn is_unknown(&self, name: &str) -> bool {
         self.unknown.get(name).is_some_and(|found| found.elapsed() < UNKNOWN_FOR)
     }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_names_of_nobody_that_are_remembered_are_bounded() {
+    async fn remembered_unknown_names_are_bounded() {
         let names = Names::default();
         for n in 0..2 * UNKNOWN {
             names.note_unknown(format!("name-{n}"));

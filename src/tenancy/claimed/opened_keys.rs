@@ -6,7 +6,8 @@ use crate::model::{KeyId, Tenant};
 use crate::store::{KeyRow, KeyState};
 use crate::tenancy::{Key, KeySet, NotServed};
 
-/// Builds the client of the key that a row names; `None` if nothing is bound to its names.
+/// The function that builds the client of the key that a row names; `None` if nothing is configured
+/// for it.
 pub type OpenKey = dyn Fn(&Tenant, &KeyRow) -> Option<Key> + Send + Sync;
 
 /// The keys of a tenant, with the revisions of the rows that they were opened by.
@@ -17,8 +18,8 @@ pub(super) struct OpenedKeys {
 }
 
 impl OpenedKeys {
-    /// Opens the keys of these rows. Keeps the clients of rows that are the same as `before`: they
-    /// are logged in, and know what they have sent in this minute.
+    /// Opens the keys of these rows. Keeps the clients of rows that have not changed since
+    /// `before`: they are logged in, and have counted their calls of this minute.
     ///
     /// # Errors
     /// [`NotServed::NoKey`].

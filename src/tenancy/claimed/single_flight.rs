@@ -1,5 +1,5 @@
 //! Work that concurrent calls share. The first call starts it, and the others wait for its result.
-//! Nothing is remembered here: the next call after the end starts the work anew.
+//! Results are not remembered: the next call after the end starts the work again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-/// The work that is under way, by what it is for.
+/// The work that is under way, by its key.
 pub(super) struct SingleFlight<K: Eq + Hash, T>(Arc<UnderWay<K, T>>);
 
-/// Where calls wait for a result; `None` until it is there.
+/// The receiver on which calls wait for a result; `None` until it is there.
 type Awaited<T> = watch::Receiver<Option<T>>;
 
-/// What work needs that begins now.
+/// The sender of the result, and the guard that lets others join, for work that begins now.
 type Begun<K, T> = (watch::Sender<Option<T>>, Joinable<K, T>);
 
 struct UnderWay<K, T>(Mutex<HashMap<K, Awaited<T>>>);
 
-/// Lets further calls join the work, until it is dropped.
+/// A guard: until it is dropped, further calls join the work.
 pub(super) struct Joinable<K: Eq + Hash, T> {
     under_way: Arc<UnderWay<K, T>>,
     key: K,
@@ -35,8 +35,8 @@ where
     K: Eq + Hash + Clone + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// Joins the work for this key, or starts it if there is none to join, and returns its result. It
-    /// runs to its end even if every caller hangs up. Returns `None` if it panics.
+    /// Joins the work for this key, or starts it if there is none to join, and returns its result.
+    /// It runs to its end even if every caller hangs up. Returns `None` if it panics.
     pub(super) async fn run<F>(&self, key: K, work: impl FnOnce(Joinable<K, T>) -> F) -> Option<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -52,7 +52,7 @@ where
         result.wait_for(Option::is_some).await.ok().and_then(|result| result.clone())
     }
 
-    /// Returns where the result will be, and, where nobody does the work yet, what the work needs.
+    /// Returns the receiver of the result and, if the work has not begun, what it needs to begin.
     fn join(&self, key: K) -> (Awaited<T>, Option<Begun<K, T>>) {
         let mut under_way = self.0.lock();
         if let Some(result) = under_way.get(&key) {
@@ -71,7 +71,7 @@ impl<K, T> UnderWay<K, T> {
 }
 
 impl<K: Eq + Hash, T> Drop for Joinable<K, T> {
-    /// Also after a panic, so that no call waits for work that is gone.
+    /// Ends the joining, also after a panic, so that no call waits for work that is gone.
     fn drop(&mut self) {
         self.under_way.lock().remove(&self.key);
     }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_hangs_up_ends_nothing_for_the_others() {
+    async fn a_caller_that_hangs_up_ends_nothing_for_the_others() {
         let counted = Counted::default();
         for _ in 0..9 {
             assert!(timeout(LONG / 10, counted.run(1)).await.is_err());

@@ -187,15 +187,15 @@ impl<'s> Export<'s> {
 
 /// Returns whether an entry at this position or after it says that values were erased, in any of
 /// the tenant's logs.
-async fn erased_behind(store: &dyn LogReads, tenant: &Tenant, place: u64) -> Result<bool, ReadError> {
+async fn erased_behind(store: &dyn LogReads, tenant: &Tenant, position: u64) -> Result<bool, ReadError> {
     let filter = EntryFilter { operation: Some(Operation::Erase), ..EntryFilter::default() };
     let mut before = None;
     loop {
         let page = store.entries(tenant.uid, &filter, before, 1).await?;
         if let Some(latest) = page.entries.first() {
-            return Ok(latest.seq >= place);
+            return Ok(latest.seq >= position);
         }
-        match page.next.filter(|next| *next > place) {
+        match page.next.filter(|next| *next > position) {
             Some(next) => before = Some(next),
             None => return Ok(false),
         }

@@ -81,7 +81,8 @@ pub(super) struct Subtrees {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct Unreadable {
-    pub(super) place: u64,
+    #[serde(rename = "place")]
+    pub(super) position: u64,
     pub(super) leaf: Root,
 }
 

@@ -65,7 +65,7 @@ fn a_bundle_of_the_first_form_holds_for_ever() {
 }
 
 /// Returns the open claims. The ranges end before their logs do, and some values in them are
-/// missing: no entry that is shown says what was erased of them.
+/// missing: no entry of the bundle says that they were erased.
 fn open(report: &Report) -> Vec<Claim> {
     assert!(report.claims.iter().all(|(_, state, _)| *state != State::Fails), "{:?}", report.claims);
     let open = report.claims.iter().filter(|(_, state, _)| *state == State::Open);
@@ -99,23 +99,23 @@ fn nothing_is_shown_of_an_entry_that_its_digest_does_not_cover() {
 fn no_line_can_be_left_out_doubled_or_moved() {
     let lines: Vec<&str> = BUNDLE.lines().collect();
     let joined = |lines: &[&str]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
-    for place in (0..lines.len()).filter(|place| ![1, 6].contains(place)) {
+    for position in (0..lines.len()).filter(|position| ![1, 6].contains(position)) {
         let mut fewer = lines.clone();
-        let line = fewer.remove(place);
-        assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "without line {place}");
-        fewer.insert((place + 1) % lines.len(), line);
-        assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "line {place} moved");
+        let line = fewer.remove(position);
+        assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "without line {position}");
+        fewer.insert((position + 1) % lines.len(), line);
+        assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "line {position} moved");
         // A repeated checkpoint adds nothing and does no harm.
-        if place != 11 {
+        if position != 11 {
             let mut more = lines.clone();
-            more.insert(place, line);
-            assert!(!verified(joined(&more).as_bytes()).is_clean(), "line {place} twice");
+            more.insert(position, line);
+            assert!(!verified(joined(&more).as_bytes()).is_clean(), "line {position} twice");
         }
     }
     // Neither the key, which the auditor has, nor an intermediate checkpoint is required.
-    for place in [1, 6] {
+    for position in [1, 6] {
         let mut fewer = lines.clone();
-        fewer.remove(place);
+        fewer.remove(position);
         assert_eq!(verified(joined(&fewer).as_bytes()).findings, []);
     }
 }
@@ -123,7 +123,7 @@ fn no_line_can_be_left_out_doubled_or_moved() {
 #[test]
 fn no_byte_can_be_changed() {
     for whole in [BUNDLE, FIRST_BUNDLE] {
-        // The requested range is not signed; what is shown of it is.
+        // The requested range is not signed; its contents are.
         let range = whole.find("\"from\"").unwrap()..whole.find("\"size\"").unwrap();
         for at in (0..whole.len()).filter(|at| !range.contains(at)) {
             let mut bundle = whole.as_bytes().to_vec();
@@ -140,18 +140,18 @@ fn no_byte_can_be_changed() {
 fn a_pruned_range_has_to_be_named() {
     let cut = BUNDLE.replace("prune 1 0 3", "prune 1 0 2");
     assert!(verified(cut.as_bytes()).findings.contains(&Finding::Missing {
-        places: 0..3,
+        range: 0..3,
         oldest: true,
         kept: true
     }));
 }
 
 #[test]
-fn where_a_log_is_said_to_begin_moves_no_prune() {
+fn the_stated_beginning_of_a_log_moves_no_prune() {
     let mut bundle =
         BUNDLE.replace("\"first\":0,\"from\":0,\"to\":8", "\"first\":100,\"from\":100,\"to\":108");
-    for place in (3..8).rev() {
-        bundle = bundle.replace(&format!("\"place\":{place},"), &format!("\"place\":{},", 100 + place));
+    for position in (3..8).rev() {
+        bundle = bundle.replace(&format!("\"place\":{position},"), &format!("\"place\":{},", 100 + position));
     }
     assert_eq!(verified(bundle.as_bytes()).findings, []);
     // A prune of another of the tenant's logs does not apply to this one.

@@ -96,7 +96,10 @@ impl Reading {
             (Self::Keys(_), _) => return Err("keys are followed by the start of the walk".to_owned()),
             (Self::Walking(walking), Line::End(end)) => {
                 if end.entries != walking.entries {
-                    return Err(format!("{} entries were said, {} were there", end.entries, walking.entries));
+                    return Err(format!(
+                        "the last line says {} entries, but there are {}",
+                        end.entries, walking.entries
+                    ));
                 }
                 if let Self::Walking(walking) = std::mem::replace(self, Self::Header) {
                     *self = Self::Ended(walking);
@@ -125,20 +128,20 @@ impl Reading {
         let (Self::Walking(walking) | Self::Ended(walking)) = self else {
             let mut report = Report::of("no bundle".to_owned());
             wrong.into_iter().for_each(|wrong| report.find(wrong));
-            report.tell(Claim::Form, "the file is a whole bundle".to_owned(), None);
+            report.claim(Claim::Form, "the file is a complete bundle".to_owned(), None);
             return report;
         };
         let Walking { header, mut walk, entries, .. } = *walking;
         let whole = !matches!(wrong, Some(Finding::Malformed { .. }));
         wrong.into_iter().for_each(|wrong| walk.report.find(wrong));
-        walk.report.tell(Claim::Form, "the file is a whole bundle".to_owned(), None);
+        walk.report.claim(Claim::Form, "the file is a complete bundle".to_owned(), None);
         let end = header.first + header.size;
-        if whole && walk.place() != end {
-            let places = walk.place().min(end)..end;
-            walk.report.find(Finding::CutOff { places });
+        if whole && walk.position() != end {
+            let range = walk.position().min(end)..end;
+            walk.report.find(Finding::CutOff { range });
         }
         if header.to < end || header.erasures_behind {
-            walk.goes_on_unseen();
+            walk.continues_unseen();
         }
         let mut report = walk.finish(|size, _| Finding::PinnedElsewhere { size });
         report.subject = format!(
@@ -161,25 +164,23 @@ fn checked(header: Header) -> Result<Header, Why> {
         return Err("the origin is that of another log".to_owned());
     }
     let end = header.first + header.size;
-    match header.first <= header.from && header.from < header.to && header.to <= end {
-        true => Ok(header),
-        false => Err("the range is not within the log".to_owned()),
+    if header.first <= header.from && header.from < header.to && header.to <= end {
+        Ok(header)
+    } else {
+        Err("the range is not within the log".to_owned())
     }
 }
 
 fn small(number: u64) -> Result<u64, Why> {
-    match number < NUMBERS {
-        true => Ok(number),
-        false => Err("a number that no log comes to".to_owned()),
-    }
+    if number < NUMBERS { Ok(number) } else { Err("a number that no log reaches".to_owned()) }
 }
 
 fn started(header: &Header, start: &Start, trust: &Trust) -> Result<Walk, Why> {
     if start.size > header.from - header.first {
-        return Err("begins behind the range".to_owned());
+        return Err("the walk begins after the range".to_owned());
     }
     let frontier = Frontier::new(start.size, hashes_of(&start.roots));
-    let frontier = frontier.map_err(|_| "not as many roots as that size has".to_owned())?;
+    let frontier = frontier.map_err(|_| "the number of roots does not match the size".to_owned())?;
     let tenant = tenant_of(&header.tenant).ok_or("not a tenant's uid")?;
     let (log, first) = (header.log, header.first);
     let subject = Subject { tenant, origin: header.origin.clone(), log, first };
@@ -191,16 +192,16 @@ impl Walking {
         self.closed = false;
         match line {
             Line::Skip(subtrees) => {
-                let end = self.walk.place().saturating_add(subtrees.count);
+                let end = self.walk.position().saturating_add(subtrees.count);
                 // A part of the range itself that is skipped counts as missing there.
-                let within = self.walk.place() < self.header.to && end > self.header.from;
+                let within = self.walk.position() < self.header.to && end > self.header.from;
                 self.subtrees(&subtrees, within)
             }
             Line::Pruned(subtrees) => self.subtrees(&subtrees, true),
             Line::Entry(entry) => {
-                self.within(entry.place)?;
+                self.within(entry.position)?;
                 if !entry.is_of_its_form() {
-                    return Err("an entry with what its form has not".to_owned());
+                    return Err("an entry with fields that its form does not have".to_owned());
                 }
                 // The digest does not cover the tenant's name, so only the maker of the bundle
                 // vouches for it.
@@ -215,8 +216,8 @@ impl Walking {
                 Ok(())
             }
             Line::Unreadable(row) => {
-                self.within(row.place)?;
-                self.walk.unreadable(row.place, Hash(row.leaf.0));
+                self.within(row.position)?;
+                self.walk.unreadable(row.position, Hash(row.leaf.0));
                 Ok(())
             }
             Line::Checkpoint(note) => {
@@ -230,18 +231,19 @@ impl Walking {
         }
     }
 
-    fn within(&self, place: u64) -> Result<(), Why> {
-        match place < self.header.first + self.header.size {
-            true => Ok(()),
-            false => Err("an entry that the closing checkpoint does not speak of".to_owned()),
+    fn within(&self, position: u64) -> Result<(), Why> {
+        if position < self.header.first + self.header.size {
+            Ok(())
+        } else {
+            Err("an entry that the closing checkpoint does not cover".to_owned())
         }
     }
 
     fn subtrees(&mut self, subtrees: &Subtrees, pruned: bool) -> Result<(), Why> {
         if subtrees.count == 0 || subtrees.count > self.header.size.saturating_sub(self.walk.size()) {
-            return Err("leaves that the closing checkpoint does not speak of".to_owned());
+            return Err("leaves that the closing checkpoint does not cover".to_owned());
         }
         let added = self.walk.roots(subtrees.count, &hashes_of(&subtrees.roots), pruned);
-        added.map_err(|_| "not as many roots as these leaves have".to_owned())
+        added.map_err(|_| "the number of roots does not match the leaves".to_owned())
     }
 }

@@ -68,9 +68,9 @@ impl Writer<'_, '_> {
         let mut pages = Pages::new(self.store, self.tenant.uid, first + from..first + to);
         loop {
             let row = pages.next().await?;
-            let place = row.as_ref().map_or(first + to, Row::place);
-            if place > first + self.size {
-                self.pruned_to(place - first).await?;
+            let position = row.as_ref().map_or(first + to, Row::position);
+            if position > first + self.size {
+                self.pruned_to(position - first).await?;
             }
             loop {
                 if checkpoints.is_empty()
@@ -94,20 +94,20 @@ impl Writer<'_, '_> {
             }
             match row {
                 Some(Row::Entry(entry)) => self.entry(*entry)?,
-                Some(Row::Unreadable { place, leaf }) => {
-                    self.line(&Line::Unreadable(Unreadable { place, leaf: Bytes(leaf.0) }))?;
-                    self.size = self.size.max(place + 1 - first);
+                Some(Row::Unreadable { position, leaf }) => {
+                    self.line(&Line::Unreadable(Unreadable { position, leaf: Bytes(leaf.0) }))?;
+                    self.size = self.size.max(position + 1 - first);
                 }
                 None => return Ok(()),
             }
-            if place.is_multiple_of(256) {
+            if position.is_multiple_of(256) {
                 progress(self.size - from, to - from);
             }
         }
     }
 
     fn entry(&mut self, entry: BundleEntry) -> Result<(), ExportError> {
-        self.size = self.size.max(entry.place + 1 - self.tree.head.first);
+        self.size = self.size.max(entry.position + 1 - self.tree.head.first);
         self.entries += 1;
         self.line(&Line::Entry(Box::new(entry)))
     }
@@ -129,7 +129,7 @@ impl Writer<'_, '_> {
     pub(super) async fn rest(&mut self, size: u64) -> Result<(), ExportError> {
         let first = self.tree.head.first;
         let named = self.prunes(first + self.size..first + size).await?;
-        let mut stops: Vec<u64> = named.iter().map(|entry| entry.place - first).collect();
+        let mut stops: Vec<u64> = named.iter().map(|entry| entry.position - first).collect();
         stops.extend(self.pinned);
         stops.retain(|stop| (self.size..size).contains(stop));
         stops.sort_unstable();
@@ -137,7 +137,7 @@ impl Writer<'_, '_> {
         let mut named = named.into_iter().peekable();
         for stop in stops {
             self.skip_to(stop).await?;
-            if let Some(entry) = named.next_if(|entry| entry.place == first + stop) {
+            if let Some(entry) = named.next_if(|entry| entry.position == first + stop) {
                 self.entry(entry)?;
             }
         }
@@ -145,13 +145,13 @@ impl Writer<'_, '_> {
     }
 
     /// Returns the entries at these positions that name a gap, by position.
-    async fn prunes(&self, places: Range<u64>) -> Result<Vec<BundleEntry>, ExportError> {
+    async fn prunes(&self, range: Range<u64>) -> Result<Vec<BundleEntry>, ExportError> {
         let mut found = Vec::new();
         let filter = EntryFilter { operation: Some(Operation::Prune), ..EntryFilter::default() };
-        let mut before = Some(places.end);
+        let mut before = Some(range.end);
         while !self.gaps.is_empty() && found.len() < PRUNES {
             let page = self.store.entries(self.tenant.uid, &filter, before, PAGE).await?;
-            for placed in page.entries.into_iter().filter(|placed| placed.seq >= places.start) {
+            for placed in page.entries.into_iter().filter(|placed| placed.seq >= range.start) {
                 let entry = BundleEntry::of(placed.seq, &placed.row);
                 let LogHead { log, first, .. } = self.tree.head;
                 let names = |leaves: Range<u64>| {
@@ -160,7 +160,7 @@ impl Writer<'_, '_> {
                 };
                 found.extend(entry.filter(|entry| pruned_by(entry, log).is_some_and(names)));
             }
-            match page.next.filter(|next| *next > places.start) {
+            match page.next.filter(|next| *next > range.start) {
                 Some(next) => before = Some(next),
                 None => break,
             }
