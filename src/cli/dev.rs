@@ -39,7 +39,7 @@ const OF_A_SERVER: [&str; 5] = [
     "HASURA_GRAPHQL_JWT_SECRET",
     "HASURA_GRAPHQL_JWT_SECRETS",
 ];
-/// In development, the role `user` may use its own records.
+/// The permissions in development: the role `user` may use its own records.
 const PERMISSIONS: &str = "\
 # Who may do what under `byok dev`; edits take effect within seconds.
 roles:
@@ -50,7 +50,7 @@ roles:
     decrypt: { when: { context.record_id: { _eq: X-Hasura-User-Id } } }
 ";
 
-/// How to serve.
+/// The options of `byok dev`.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container, port 0 for any that is free
@@ -60,7 +60,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut env = Env::of_process().with("BYOK_LISTEN", &arguments.listen.to_string());
-    refuse_a_servers(&env)?;
+    refuse_server_environment(&env)?;
     let folder = Path::new(FOLDER);
     let failed = |error: std::io::Error| Failure::Running(format!("./{FOLDER}: {error}"));
     if !folder.exists() {
@@ -108,12 +108,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Refuses the environment of a server, where a printed token would be valid.
-fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
-    let is_a_servers =
+fn refuse_server_environment(env: &Env) -> Result<(), Failure> {
+    let is_of_a_server =
         |name: &&&str| env.is_set(name) && !(**name == "BYOK_PROVIDER" && env.get(name) == Some("local"));
     let problem = "is set: `byok dev` makes and prints tokens, with a database, a key and a JWT secret of its own; unset it, or \
                    run `byok serve`";
-    let errors = OF_A_SERVER.iter().filter(is_a_servers);
+    let errors = OF_A_SERVER.iter().filter(is_of_a_server);
     let errors: Vec<ConfigError> = errors
         .map(|name| ConfigError { variable: (*name).to_owned(), problem: problem.to_owned() })
         .collect();
@@ -138,9 +138,10 @@ fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
 
 /// Returns the address that a browser on this machine can open for the bound address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
-    match listen.ip().is_unspecified() {
-        true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port()),
-        false => listen,
+    if listen.ip().is_unspecified() {
+        SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port())
+    } else {
+        listen
     }
 }
 

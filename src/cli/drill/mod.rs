@@ -31,7 +31,7 @@ use verdict::{Answer, Findings, KeySwitch, Sample, Verdict, allowed, judge, roun
 /// How long after the bound the drill still looks for a plaintext.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// What to try, and how the key is turned off.
+/// The options of a drill.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(group = ArgGroup::new("identity").required(true).args(["token", "token_file"]))]
@@ -42,8 +42,8 @@ pub(super) struct Arguments {
     /// The server
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:3741")]
     url: reqwest::Url,
-    /// A JWT or an admin token that may encrypt and decrypt the record; one that may read the audit log puts the incident's
-    /// entry into the report
+    /// A JWT or an admin token that may encrypt and decrypt the record; one that may read the audit
+    /// log puts the incident's entry into the report
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
     /// The same from a file: other users of this machine see command lines
@@ -52,7 +52,8 @@ pub(super) struct Arguments {
     /// The record that is encrypted; a new one when absent
     #[arg(long, value_name = "ID")]
     record_id: Option<String>,
-    /// The command that turns the key off; its duration is measured. Without it, you are asked to do so and to press Enter
+    /// The command that turns the key off; its duration is measured. Without it, you are asked to
+    /// do so and to press Enter
     #[arg(long, value_name = "COMMAND", conflicts_with = "at_refusal")]
     off_command: Option<String>,
     /// The command that turns the key on again
@@ -76,7 +77,8 @@ pub(super) struct Arguments {
     /// The key that signs the report: Ed25519, PKCS#8 in PEM
     #[arg(long, value_name = "FILE")]
     signing_key: Option<PathBuf>,
-    /// Make such a key and write it to this new file; its public key is written next to it, with `.pub`
+    /// Make such a key and write it to this new file; its public key is written next to it, with
+    /// `.pub`
     #[arg(long, value_name = "FILE")]
     new_signing_key: Option<PathBuf>,
 }
@@ -286,8 +288,8 @@ fn summary(findings: &Findings<'_>, off: KeySwitch, on: Option<KeySwitch>, allow
     )
 }
 
-/// When the drill began, by both clocks. Times are measured by the clock that nobody can set, and
-/// shown by the other.
+/// The time when the drill began, by both clocks. Times are measured by the clock that nobody can
+/// set, and shown by the other.
 #[derive(Clone, Copy)]
 struct Start {
     boot: BootTime,
@@ -322,10 +324,7 @@ impl Start {
 }
 
 fn ms_between(from: BootTime, to: BootTime) -> i64 {
-    match to >= from {
-        true => millis(to.since(from)),
-        false => -millis(from.since(to)),
-    }
+    if to >= from { millis(to.since(from)) } else { -millis(from.since(to)) }
 }
 
 fn millis(duration: Duration) -> i64 {

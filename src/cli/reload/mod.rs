@@ -149,10 +149,8 @@ fn watch_files(
             let of_part = |names: &[String]| -> Vec<String> {
                 names.iter().filter(|name| Part::of(name) == part).cloned().collect()
             };
-            let variables = match everything && part.is_read_again() {
-                true => of_part(&known),
-                false => of_part(&changed),
-            };
+            let is_asked = everything && part.is_read_again();
+            let variables = of_part(if is_asked { &known } else { &changed });
             if !variables.is_empty() {
                 let value = part.read(env);
                 if again.send(ReadPart { part, variables, value }).is_err() {
@@ -198,7 +196,7 @@ impl Running {
     }
 
     /// Takes over other URLs once the same database answers at them. If no database has been
-    /// reached yet, it accepts the URLs of any one.
+    /// reached yet, URLs of any database are accepted.
     async fn take_database(&self, settings: config::Store) -> Result<(), NotApplied> {
         // This would be another engine. Opening an SQLite file would create it.
         if !matches!(settings.engine, Engine::Postgres(_)) {
