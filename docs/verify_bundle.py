@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, up to the first thing that does not
-hold: verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
+"""Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, and stops at the first violation:
+verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
 import base64, collections, functools, hashlib, hmac, json, re, sys, unicodedata, uuid
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -15,7 +15,7 @@ LATER = "key_id wrapped_hash form wrapping_key_id"  # of an item, in form 2
 FORM = "malformed-bundle: "
 sha = lambda *parts: hashlib.sha256(b"".join(parts)).digest()
 fields = lambda *values: b"".join(len(value).to_bytes(4, "big") + value for value in values)
-text = lambda value: b"" if value is None else str.encode(value)  # of nothing else
+text = lambda value: b"" if value is None else str.encode(value)  # fails for anything else
 code = lambda value: b"" if value is None else b64(only(value, PERSONAL)["hmac"], 32)
 hash32 = lambda value: b64(value, 32) if value is not None else b""
 is_name = lambda value: re.fullmatch(r"[^\s+]+", value) is not None
@@ -179,18 +179,18 @@ def verify(path, keys, pinned=None):
         if pinned and kind not in ("header", "key") and size == pinned[0]:
             met = check(root(tree) == pinned[1], "rewritten-history: not the log of the pinned checkpoint")
     check(kind == "end", FORM + "cut off")
-    check(closed, "missing-checkpoint: nothing that was signed speaks of all of it")
+    check(closed, "missing-checkpoint: no checkpoint covers all of it")
     for left, end in gaps:
         for first, past in sorted(prunes):
             left = past if first <= left < past else left
-        oldest = left == head["first"] or left in [past for _, past in prunes]  # by a prune that nothing says, or were removed
+        oldest = left == head["first"] or left in [past for _, past in prunes]  # by a prune without an entry, or were removed
         kind = "unmarked-prune" if oldest else "removed-entry"
         check(left >= end, f"{kind}: from place {left} on, and no later entry says so")
-    check(number(value["entries"]) == entries, FORM + "not as many entries as were said")
+    check(number(value["entries"]) == entries, FORM + "not the number of entries that the last line names")
     check(met, "pinned-not-shown: the bundle says nothing about the log at the pinned size")
     reaches = head["to"] == head["first"] + size and not head.get("erasures_behind", False)
     unsaid = sorted({*awaiting["user"], *awaiting["record"]})
-    found = [place for place in unsaid if reaches and place >= hidden]  # of the others, an entry that is not shown may say so
+    found = [place for place in unsaid if reaches and place >= hidden]  # for the others, an entry outside the range may say so
     check(not found, f"unmarked-erasure: place {[*found, 0][0]}: a value is not there, and no later entry says that it was "
                      f"erased; so at {len(found)} place(s)")
     said = f"places {head['from']} to before {head['to']} of {head['origin']}, tenant {tenant.hex()}, {entries} entries"
@@ -201,7 +201,7 @@ if __name__ == "__main__":
     if len(sys.argv) not in (3, 4):
         print("usage: verify_bundle.py BUNDLE KEY [CHECKPOINT]\n\n  BUNDLE      a file that `byok audit export` wrote\n"
               "  KEY         the public key of the log, NAME+ID+KEY, or several, as `byok audit key` prints them\n"
-              "  CHECKPOINT  a file with a checkpoint of the log that was kept elsewhere", file=sys.stderr)
+              "  CHECKPOINT  a file with a checkpoint of the log that was saved elsewhere", file=sys.stderr)
         sys.exit(2)
     try:
         print(f"holds: {verify(*sys.argv[1:])}")
