@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use table::Report;
 
-/// The amount of what is measured.
+/// The size of a run.
 pub(crate) struct Plan {
     /// The duration of each measurement in one round.
     pub(crate) window: Duration,

@@ -51,7 +51,7 @@ impl Servers {
     /// Something is missing; the message says how to get it.
     pub(crate) async fn start(cores: Cores, against: Option<&str>) -> Result<Self, String> {
         let folder = Folder(std::env::temp_dir().join(format!("byok-load-{}", std::process::id())));
-        // On its cores from the start, because Vault then counts them to choose its number of
+        // Started on its cores, because Vault counts them at its start to choose its number of
         // threads.
         script(&cores.under_test, &["start-vault", &folder.path()])?;
         script(&cores.rest, &["start-postgres", &folder.path()])?;

@@ -32,7 +32,7 @@ pub(crate) type Calls = BTreeMap<String, usize>;
 
 pub(crate) struct Measured {
     pub(crate) provider: &'static str,
-    /// In the order of [`STEPS`].
+    /// The requests of each step, in the order of [`STEPS`].
     pub(crate) steps: Vec<Calls>,
     pub(crate) most_of_one_call: usize,
     pub(crate) most_of_many_calls: usize,

@@ -10,7 +10,7 @@ use crate::outage::Injector;
 use crate::random::Random;
 use crate::writer::Writer;
 
-/// How long the key stays off after the bound, so that a plaintext after it would be seen.
+/// The time that the key stays off after the bound, so that a plaintext after it would be seen.
 const PAST_THE_BOUND: Duration = Duration::from_millis(200);
 
 /// The results of a trial. Times begin when the provider has answered that the key is off; an

@@ -30,7 +30,7 @@ use std::time::Duration;
 use server::{NEIGHBOURS, Server};
 use table::Report;
 
-/// How much is measured.
+/// The size of a run.
 pub(crate) struct Plan {
     /// The duration of each measurement.
     pub(crate) window: Duration,

@@ -53,7 +53,7 @@ roles:
 /// The options of `byok dev`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container, port 0 for any that is free
+    /// The address to listen on; 0.0.0.0:3741 for a Hasura in a container, port 0 for any free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value_t = Server::DEFAULT_LISTEN)]
     listen: SocketAddr,
 }

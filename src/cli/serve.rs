@@ -19,7 +19,7 @@ use crate::config::{Config, Defaults, Env, Tls};
 use crate::server::RequestRuntime;
 use crate::{server, telemetry};
 
-/// How long the shutdown waits for the last entries, after the drain time.
+/// The time that the shutdown waits for the last entries, after the drain time.
 const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {

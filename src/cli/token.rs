@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// Another session variable, such as x-hasura-org-id=7
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = pair)]
     claims: Vec<(String, String)>,
-    /// How long it is valid, in seconds
+    /// The time that it is valid, in seconds
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     ttl: u64,
 }

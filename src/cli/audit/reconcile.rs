@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     /// The export is complete until this time. Default: until its last record
     #[arg(long, value_name = "TIME", value_parser = time)]
     to: Option<Timestamp>,
-    /// How far the times of an entry and of its call may be apart
+    /// The largest difference between the times of an entry and of its call, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     margin: u64,
     /// The key's name at the KMS; may be repeated. Default: all keys that the tenant's DEKs were

@@ -28,7 +28,7 @@ use server::{Canary, Target};
 use steps::{Drill, shell};
 use verdict::{Answer, Findings, KeySwitch, Sample, Verdict, allowed, judge, round_trips};
 
-/// How long after the bound the drill still looks for a plaintext.
+/// The time after the bound in which the drill still looks for a plaintext.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// The options of a drill.
@@ -62,10 +62,10 @@ pub(super) struct Arguments {
     /// Do not wait for Enter; only observe when refusals begin and when they end
     #[arg(long)]
     at_refusal: bool,
-    /// How long the provider may take to apply its own change; added to the server's bound
+    /// The time that the provider may take to apply its own change; added to the server's bound
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     provider_seconds: u64,
-    /// How long to wait for the first refusal, and for the first success after it
+    /// The time to wait for the first refusal, and for the first success after it
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     timeout: u64,
     /// Decrypts per second; fewer once the server limits them

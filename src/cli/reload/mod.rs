@@ -29,10 +29,10 @@ use part::{Part, Value};
 
 pub(super) use part::server_config;
 
-/// How often files are checked for changes.
+/// The time between two checks of the files for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the server tries again to reach a database that does not answer at its new URL, and
-/// checks that the thread that reads files is alive.
+/// The time between two attempts to reach a database that does not answer at its new URL, and
+/// between two checks that the thread that reads files is alive.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit for a database to answer at a new URL.
 const PATIENCE: Duration = Duration::from_secs(10);
