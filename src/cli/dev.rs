@@ -76,21 +76,21 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     if env.get("BYOK_PERMISSIONS_FILE").is_none() {
         let path = folder.join("permissions.yaml");
-        keep(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
+        read_or_create(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
         env = env.with("BYOK_PERMISSIONS_FILE", &path.display().to_string());
     }
-    let made =
+    let new_secret =
         || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
-    let text = keep(&folder.join("jwt-secret.json"), made).map_err(failed)?;
+    let text = read_or_create(&folder.join("jwt-secret.json"), new_secret).map_err(failed)?;
     env = env.with("HASURA_GRAPHQL_JWT_SECRET", &text);
     if !env.is_set("BYOK_AUDIT_SIGNING_KEY") {
         let path = folder.join("audit-signing-key.pem");
-        keep(&path, || Ed25519SigningKey::generate_pem().expose().to_owned()).map_err(failed)?;
+        read_or_create(&path, || Ed25519SigningKey::generate_pem().expose().to_owned()).map_err(failed)?;
         env = env.with("BYOK_AUDIT_SIGNING_KEY_FILE", &path.display().to_string());
     }
     if !env.is_set("BYOK_ROW_MAC_KEY") {
         let path = folder.join("row-mac-key");
-        keep(&path, || RowMacKey::generate().expose().to_owned()).map_err(failed)?;
+        read_or_create(&path, || RowMacKey::generate().expose().to_owned()).map_err(failed)?;
         env = env.with("BYOK_ROW_MAC_KEY_FILE", &path.display().to_string());
     }
     let defaults = Defaults {
@@ -122,7 +122,7 @@ fn refuse_server_environment(env: &Env) -> Result<(), Failure> {
 
 /// Returns the text of a file that only its owner may read, and creates the file if it does not
 /// exist.
-fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
+fn read_or_create(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             let text = make();

@@ -87,9 +87,9 @@ where
     };
     let (mut upkeep, mut working) = (None, None);
     let begun = match opened {
-        Some(Ok(keeping)) => {
+        Some(Ok(task)) => {
             info!("ready");
-            upkeep = Some(keeping);
+            upkeep = Some(task);
             working = Some(jobs.start(stop.clone()));
             ready(app.clone(), address).await
         }

@@ -152,7 +152,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let on = on.ok();
     let findings = judge(&samples, off, on, allowed);
     let incidents = new_incidents(before, target.incidents().await, &canary);
-    let told_by = match (&arguments.off_command, arguments.at_refusal) {
+    let confirmed_by = match (&arguments.off_command, arguments.at_refusal) {
         (Some(_), _) => "command",
         (None, true) => "nobody",
         (None, false) => "enter",
@@ -180,12 +180,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "rate_limited": counted(|answer| *answer == Answer::Limited),
             "failed": counted(|answer| matches!(answer, Answer::Failed(_))),
         },
-        "off": started.switch_json(off, told_by),
+        "off": started.switch_json(off, confirmed_by),
         "first_refusal": findings.first_refusal.map(|sample| started.sample_json(sample, off)),
         "last_plaintext": findings.last_plaintext.map(|sample| started.sample_json(sample, off)),
         "bound_counts_from": findings.from.map(|from| started.at(from)),
         "plaintexts_after_bound": findings.plaintexts_after_bound,
-        "on": on.map(|on| started.switch_json(on, told_by_on(&arguments))),
+        "on": on.map(|on| started.switch_json(on, on_confirmed_by(&arguments))),
         "first_success": findings.first_success.zip(on).map(|(sample, on)| started.sample_json(sample, on)),
         "incidents": incidents,
         "verdict": findings.verdict.as_str(),
@@ -206,7 +206,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-fn told_by_on(arguments: &Arguments) -> &'static str {
+fn on_confirmed_by(arguments: &Arguments) -> &'static str {
     match (&arguments.on_command, arguments.at_refusal) {
         (Some(_), _) => "command",
         (None, true) => "nobody",
@@ -301,8 +301,8 @@ impl Start {
         self.wall.plus(moment.since(self.boot)).to_string()
     }
 
-    fn switch_json(self, switch: KeySwitch, told_by: &str) -> Value {
-        json!({ "told_by": told_by, "begun_at": self.at(switch.begun), "done_at": switch.done.map(|done| self.at(done)) })
+    fn switch_json(self, switch: KeySwitch, confirmed_by: &str) -> Value {
+        json!({ "told_by": confirmed_by, "begun_at": self.at(switch.begun), "done_at": switch.done.map(|done| self.at(done)) })
     }
 
     fn sample_json(self, sample: &Sample, switch: KeySwitch) -> Value {

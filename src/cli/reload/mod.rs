@@ -75,10 +75,10 @@ pub(super) async fn run(
     if files.is_empty() && hangups.is_none() {
         return;
     }
-    let (asked, asks) = std_mpsc::channel();
+    let (request, requests) = std_mpsc::channel();
     let (sender, mut again) = mpsc::unbounded_channel();
-    let (looked, last_look) = watch::channel(Instant::now());
-    let watch = move || watch_files(&env, files, &asks, &sender, &looked);
+    let (checked, last_check) = watch::channel(Instant::now());
+    let watch = move || watch_files(&env, files, &requests, &sender, &checked);
     if std::thread::Builder::new().name("files".to_owned()).spawn(watch).is_err() {
         return warn!(
             "the thread that checks files could not be started: a changed file takes effect only after a restart"
@@ -92,7 +92,7 @@ pub(super) async fn run(
             () = stop.cancelled() => return,
             () = hangup(&mut hangups) => {
                 info!("SIGHUP: reading all files again");
-                let _ = asked.send(());
+                let _ = request.send(());
             }
             Some(ReadPart { part, variables, value }) = again.recv() => {
                 if part == Part::Database {
@@ -105,7 +105,7 @@ pub(super) async fn run(
                 waiting = running.report(part, &variables, taken).or(waiting);
             }
             _ = ticks.tick() => {
-                let is_late = last_look.borrow().elapsed() > OVERDUE;
+                let is_late = last_check.borrow().elapsed() > OVERDUE;
                 if is_late && !hangs {
                     warn!("files could not be checked for {} s: their file system hangs", OVERDUE.as_secs());
                 }
@@ -134,12 +134,12 @@ async fn hangup(hangups: &mut Option<Signal>) {
 fn watch_files(
     env: &Env,
     mut files: Files,
-    asks: &std_mpsc::Receiver<()>,
+    requests: &std_mpsc::Receiver<()>,
     again: &mpsc::UnboundedSender<ReadPart>,
-    looked: &watch::Sender<Instant>,
+    checked: &watch::Sender<Instant>,
 ) {
     loop {
-        let (changed, everything) = match asks.recv_timeout(CHECK_INTERVAL) {
+        let (changed, everything) = match requests.recv_timeout(CHECK_INTERVAL) {
             Ok(()) => (files.changed_at_once(), true),
             Err(std_mpsc::RecvTimeoutError::Timeout) => (files.changed(), false),
             Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
@@ -158,7 +158,7 @@ fn watch_files(
                 }
             }
         }
-        looked.send_replace(Instant::now());
+        checked.send_replace(Instant::now());
     }
 }
 
