@@ -1,5 +1,5 @@
-//! What an append costs, by how long the log is: to one log of ten thousand entries and to one of ten million, in turn, in the
-//! same database, on one connection.
+//! The cost of an append by the length of the log: alternately to a log of ten thousand entries and
+//! to a log of ten million, in the same database, on one connection.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use crate::long::Long;
 use crate::rates::percentile_ms;
 use crate::support::rows;
 
-/// Entries of one commit.
+/// The numbers of entries in one commit.
 const SIZES: [usize; 2] = [1, 64];
 
-/// Of one size of commit: the median of each log, in milliseconds.
+/// The median times of one size of commit, to each log, in milliseconds.
 pub(crate) struct Append {
     pub(crate) entries: usize,
     pub(crate) short_ms: f64,
@@ -25,7 +25,7 @@ pub(crate) struct Append {
 
 pub(crate) struct Appends {
     pub(crate) commits: Vec<Append>,
-    /// Of one leaf, in microseconds: the hashes alone.
+    /// The time to hash one leaf into the frontier, in microseconds, without the database.
     pub(crate) hash_us: f64,
 }
 

@@ -1,4 +1,5 @@
-//! Entries as a server writes them: mostly decrypts of one record from the cache, some encryptions, some refusals.
+//! Entries as a server writes them: mostly decrypts of one record from the cache, some encryptions,
+//! some refusals.
 
 use std::sync::Arc;
 
@@ -11,11 +12,12 @@ use byok::store::EntryRow;
 
 use crate::random::Random;
 
-/// So many of each, of which the first come most.
+/// The number of users. Those with low numbers come most often.
 pub(crate) const USERS: u64 = 5_000;
+/// The number of records. Those with low numbers come most often.
 pub(crate) const RECORDS: u64 = 200_000;
 
-/// Makes entries, the same ones again from the same seed but for their ids.
+/// A generator of entries. The same seed gives the same entries, except for their ids.
 pub(crate) struct Entries {
     tenant: TenantUid,
     random: Random,
@@ -37,7 +39,7 @@ impl Entries {
         }
     }
 
-    /// One that was made then.
+    /// An entry with this time.
     pub(crate) fn entry(&mut self, at: Timestamp) -> EntryRow {
         let user = self.skewed(USERS);
         let record = self.skewed(RECORDS);
@@ -76,7 +78,8 @@ impl Entries {
         self.random.next() % end
     }
 
-    /// The smaller of two: the first come twice as often as the mean, the last hardly ever.
+    /// The smaller of two random numbers: low ones come twice as often as the mean, high ones
+    /// hardly ever.
     fn skewed(&mut self, end: u64) -> u64 {
         self.below(end).min(self.below(end))
     }

@@ -1,4 +1,5 @@
-//! A log of ten million entries, over the days of this month; and a short one beside it in the same database.
+//! A log of ten million entries, spread over the days of this month, and a short log in the same
+//! database.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -15,9 +16,9 @@ use crate::rates::store;
 use crate::support::postgres::{TestDatabase, execute, migrated};
 use crate::support::rows;
 
-/// The short one's length.
+/// The number of entries in the short log.
 pub(crate) const SHORT: u64 = 10_000;
-/// As many as one group commit takes at most.
+/// The most entries that one group commit takes.
 const BATCH: u64 = 1_024;
 
 /// The two logs.
@@ -31,7 +32,7 @@ pub(crate) struct Long {
     pub(crate) filled: Filled,
 }
 
-/// How long it took to make it.
+/// The rates at which the long log was made.
 #[derive(Clone, Copy)]
 pub(crate) struct Filled {
     pub(crate) entries: u64,
@@ -39,7 +40,7 @@ pub(crate) struct Filled {
     pub(crate) derived_per_s: f64,
 }
 
-/// Bytes on disk, with indexes, of the long log's entry.
+/// The bytes on disk for each entry, with indexes.
 pub(crate) struct Disk {
     pub(crate) parts: Vec<(&'static str, f64)>,
 }
@@ -55,7 +56,8 @@ impl Long {
         let (database, _) = migrated().await;
         let store = store(&database.url);
         let now = rows::now();
-        // Partitions are made for this month: from its first day on, or from half an hour ago on that day.
+        // Partitions are made for this month: from its first day on, or from half an hour ago on
+        // that day.
         let month = month_of(&database).await;
         let from = Timestamp(month.0.min(now.0 - 1_800_000_000));
         let (tenant, short) = (rows::tenant(&*store).await, rows::tenant(&*store).await);
@@ -66,7 +68,7 @@ impl Long {
         let begin = Instant::now();
         all_derived(&store).await;
         let derived_per_s = entries as f64 / begin.elapsed().as_secs_f64();
-        // As a server's own autovacuum leaves it in time; what is measured is not that it runs meanwhile.
+        // Autovacuum would do this in time. It must not run during the measurement.
         for statement in ["VACUUM (ANALYZE)", "CHECKPOINT"] {
             execute(&database.url, statement).await;
         }
@@ -74,7 +76,7 @@ impl Long {
         Self { database, store, tenant, short, from, filled }
     }
 
-    /// What of the disk the logs take. The short one counts too.
+    /// The disk space that the logs take, the short one included.
     pub(crate) async fn disk(&self) -> Disk {
         let mut parts = Vec::new();
         for (name, what) in [
@@ -99,7 +101,8 @@ impl Long {
     }
 }
 
-/// What a server's worker does while entries are appended: it is seconds behind at most.
+/// Derives everything that is missing. A server's worker does this while entries are appended, and
+/// is seconds behind at most.
 pub(crate) async fn all_derived(store: &Postgres) {
     let (begin, stop) = (Instant::now(), CancellationToken::new());
     let mut derivation = Derivation::default();
@@ -151,16 +154,16 @@ async fn number(database: &TestDatabase, sql: &str) -> f64 {
     row.get(0)
 }
 
-/// A commit on a disk is what is measured.
+/// Refuses a database in memory: the bench measures commits to a disk.
 pub(crate) async fn refuse_memory(url: &str) -> Result<(), String> {
     let mut connection = PgConnection::connect(url).await.map_err(|error| error.to_string())?;
     let row = sqlx::query("SHOW data_directory").fetch_one(&mut connection).await;
     let folder: String = row.map_err(|error| error.to_string())?.get(0);
     let kind = Command::new("stat").args(["--file-system", "--format=%T", &folder]).output();
     match kind.map(|output| output.stdout) {
-        Ok(kind) if kind.starts_with(b"tmpfs") => Err(format!(
-            "{folder} lies in memory, where nothing is durable: set TMPDIR to a folder on a disk"
-        )),
+        Ok(kind) if kind.starts_with(b"tmpfs") => {
+            Err(format!("{folder} is in memory, where nothing is durable: set TMPDIR to a folder on a disk"))
+        }
         _ => Ok(()),
     }
 }

@@ -1,12 +1,12 @@
-//! What the audit log costs, and what it gives: on a real PostgreSQL whose commits are on a disk, with what `byok serve` appends,
-//! derives and reads by; see `docs/performance.md`.
+//! The cost of the audit log, on a real PostgreSQL whose commits go to a disk, measured with the
+//! code by which `byok serve` appends, derives and reads; see `docs/performance.md`.
 //!
 //! ```text
 //! scripts/servers install                       once
-//! cargo bench --bench audit                     everything: some twenty minutes, and ten gigabytes in $TMPDIR
+//! cargo bench --bench audit                     everything: about 20 minutes, 10 GB in $TMPDIR
 //! cargo bench --bench audit -- --json           and one JSON object on the last line
-//! cargo bench --bench audit -- --quick          a second of each, and a log of 100,000 entries: does it run at all?
-//! cargo bench --bench audit -- --entries N      a long log of so many
+//! cargo bench --bench audit -- --quick          short, with 100,000 entries: does it run at all?
+//! cargo bench --bench audit -- --entries N      a long log of N entries
 //! ```
 
 #[path = "../../tests/it/support/mod.rs"]
@@ -31,14 +31,14 @@ use std::time::Duration;
 
 use table::Report;
 
-/// How much is measured.
+/// The size of a run.
 pub(crate) struct Plan {
-    /// How long each is asked for in one round.
+    /// The duration of each measurement in one round.
     pub(crate) window: Duration,
     pub(crate) rounds: usize,
-    /// Of the long log.
+    /// The number of entries in the long log.
     pub(crate) entries: u64,
-    /// Proofs, and pages of each filter.
+    /// The number of proofs, and of pages with each filter.
     pub(crate) reads: usize,
 }
 

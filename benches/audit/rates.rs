@@ -1,5 +1,5 @@
-//! How many entries become durable in a second, whoever waits for them, beside single rows that are committed one by one on
-//! the same server; and what that wait adds to a hot decrypt, which asks nothing else of anybody.
+//! The number of entries that become durable in a second, beside single rows that are committed one
+//! by one on the same server; and the wait for it, which is all that the log adds to a hot decrypt.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,25 +16,27 @@ use crate::entries::Entries;
 use crate::support::postgres::{TestDatabase, execute, migrated};
 use crate::support::rows;
 
-/// How many wait at once.
+/// The numbers of callers that wait at once.
 pub(crate) const CALLERS: [usize; 4] = [1, 8, 64, 512];
-/// Connections that commit single rows: as many as there are callers; the server takes no 512.
+/// The numbers of connections that commit single rows: one for each caller. The server does not
+/// take 512.
 const CONNECTIONS: [usize; 3] = [1, 8, 64];
-/// Who appends to one log at once.
+/// The number of replicas that append to one log at once.
 const REPLICAS: usize = 3;
-/// Callers of all replicas together: as many as one has, and as many for each.
+/// The numbers of callers of all replicas together: as many as one replica alone has, and as many
+/// for each replica.
 const SHARED: [usize; 2] = [64, 64 * REPLICAS];
-/// As `serve` has them.
+/// The default of `byok serve`.
 const CONNECTIONS_OF_SERVE: u32 = 16;
 
-/// One round of one of them.
+/// One round of one measurement.
 pub(crate) struct Sample {
     pub(crate) per_s: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
 }
 
-/// What was measured of one number of callers.
+/// The rounds of one number of callers.
 pub(crate) struct Rate {
     pub(crate) name: String,
     pub(crate) callers: usize,
@@ -42,11 +44,11 @@ pub(crate) struct Rate {
 }
 
 pub(crate) struct Rates {
-    /// By [`CALLERS`].
+    /// Entries of one replica, in the order of [`CALLERS`].
     pub(crate) appended: Vec<Rate>,
-    /// By the number of connections.
+    /// Single rows, in the order of [`CONNECTIONS`].
     pub(crate) single: Vec<Rate>,
-    /// Of one log, by [`SHARED`].
+    /// Entries of all replicas in one log, in the order of [`SHARED`].
     pub(crate) replicas: Vec<Rate>,
 }
 
@@ -91,7 +93,8 @@ pub(crate) fn store(url: &str) -> Arc<Postgres> {
     Arc::new(Postgres::connect_lazy(&settings).expect("the URL is sound"))
 }
 
-/// Callers that append to a new log, each its next entry once the last is durable; under a fence, as a decrypt's are.
+/// Callers append to a new log. Each appends its next entry once the last is durable, under a fence
+/// like that of a decrypt.
 async fn append(database: &TestDatabase, replicas: usize, callers: usize, window: Duration) -> Sample {
     let stores: Vec<_> = (0..replicas).map(|_| store(&database.url)).collect();
     let tenant = rows::tenant(&*stores[0]).await;
@@ -104,7 +107,7 @@ async fn append(database: &TestDatabase, replicas: usize, callers: usize, window
         let committer = committers[caller % replicas].clone();
         call(committer, tenant, fence.clone(), caller as u64, until)
     };
-    // Connections are made, and statements prepared.
+    // Opens connections and prepares statements.
     let warm = Instant::now() + window / 4;
     waits((0..callers).map(|caller| call(caller, warm))).await;
     let begin = Instant::now();
@@ -123,16 +126,16 @@ async fn call(
     let mut waits = Vec::new();
     while Instant::now() < until {
         let entry = entries.entry(rows::now());
-        let asked = Instant::now();
+        let begin = Instant::now();
         let unit = Unit { tenant, entry: Some(entry), changes: Vec::new(), gate: None, fence: fence.clone() };
         let durable = committer.commit(unit).await.expect("it is durable");
         durable.receipt.expect("it passed its fence");
-        waits.push(asked.elapsed());
+        waits.push(begin.elapsed());
     }
     waits
 }
 
-/// An entry's row as a log without a tree or a place in it would have it.
+/// A table for an entry's fields as a log without a tree or positions would have it.
 const SINGLE: &str = "CREATE TABLE single (id uuid PRIMARY KEY, at timestamptz NOT NULL, operation text NOT NULL,
     outcome text NOT NULL, role text NOT NULL, user_id text, request_id text, records text NOT NULL, items bytea NOT NULL)";
 
@@ -153,7 +156,7 @@ async fn rows_of(mut connection: PgConnection, seed: u64, until: Instant) -> Vec
     let mut waits = Vec::new();
     while Instant::now() < until {
         let row = entries.entry(rows::now());
-        let asked = Instant::now();
+        let begin = Instant::now();
         sqlx::query(AssertSqlSafe("INSERT INTO single VALUES ($1, now(), $2, $3, $4, $5, $6, $7, $8)"))
             .bind(row.id.0)
             .bind(row.operation.as_str())
@@ -166,7 +169,7 @@ async fn rows_of(mut connection: PgConnection, seed: u64, until: Instant) -> Vec
             .execute(&mut connection)
             .await
             .expect("a row is committed");
-        waits.push(asked.elapsed());
+        waits.push(begin.elapsed());
     }
     waits
 }
@@ -192,8 +195,8 @@ fn sample(mut waits: Vec<Duration>, took: Duration) -> Sample {
     }
 }
 
-/// Of durations in order.
+/// A percentile of sorted durations, in milliseconds.
 pub(crate) fn percentile_ms(sorted: &[Duration], part: f64) -> f64 {
-    let place = (sorted.len().saturating_sub(1) as f64 * part).round() as usize;
-    sorted.get(place).map_or(f64::NAN, |wait| wait.as_secs_f64() * 1e3)
+    let index = (sorted.len().saturating_sub(1) as f64 * part).round() as usize;
+    sorted.get(index).map_or(f64::NAN, |wait| wait.as_secs_f64() * 1e3)
 }

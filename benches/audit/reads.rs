@@ -1,4 +1,5 @@
-//! Proofs of the long log, and pages of it: with each filter and with several, from the newest entry and from the middle.
+//! Proofs and pages of the long log. The pages are read with one filter or several, from the newest
+//! entry and from the middle.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,10 @@ use crate::random::Random;
 use crate::rates::percentile_ms;
 use crate::support::rows;
 
-/// Entries of a page.
+/// The number of entries in a page.
 const PAGE: u32 = 50;
 
-/// So many of the same kind.
+/// The times of all reads of one kind.
 pub(crate) struct Read {
     pub(crate) name: &'static str,
     pub(crate) p50_ms: f64,
@@ -37,7 +38,7 @@ impl Read {
 pub(crate) struct Reads {
     pub(crate) proofs: Vec<Read>,
     pub(crate) pages: Vec<Read>,
-    /// Of the long log, by `byok audit verify`.
+    /// The entries of the long log that `byok audit verify` checks in a second.
     pub(crate) verified_per_s: f64,
 }
 
@@ -47,7 +48,7 @@ pub(crate) async fn measure(plan: &Plan, long: &Long) -> Reads {
     Reads { proofs, pages, verified_per_s: verified(long).await }
 }
 
-/// Every entry, the tree, and the rows of DEKs, of which there are none here.
+/// Verifies every entry and the tree. There are no rows of DEKs here.
 async fn verified(long: &Long) -> f64 {
     eprintln!("verify");
     let mut tenants = long.store.tenants().await.expect("they are read").into_iter();
@@ -62,7 +63,7 @@ async fn verified(long: &Long) -> f64 {
     entries as f64 / begin.elapsed().as_secs_f64()
 }
 
-/// Each is made from the database, and verified.
+/// Makes proofs from the database, and verifies each.
 async fn proofs(plan: &Plan, long: &Long) -> Vec<Read> {
     eprintln!("proofs");
     let mut random = Random::of(1, ["audit", "proofs"]);
@@ -102,7 +103,7 @@ async fn pages(plan: &Plan, long: &Long) -> Vec<Read> {
         let mut took = Vec::new();
         for _ in 0..plan.reads {
             let filter = filter(&mut random, (long.from, now));
-            // A page from the newest entry on; then one after a random place.
+            // A page from the newest entry on, then one from a random position.
             let middle = random.next() % long.filled.entries;
             for before in [None, Some(middle)] {
                 let begin = Instant::now();
@@ -119,12 +120,12 @@ type MakeFilter = fn(&mut Random, (Timestamp, Timestamp)) -> EntryFilter;
 
 const FILTERS: [(&str, MakeFilter); 11] = [
     ("everything", |_, _| EntryFilter::default()),
-    ("a user who comes often", |random, _| of_user(random.next() % (USERS / 10))),
-    ("a user who hardly comes", |random, _| of_user(USERS - 1 - random.next() % 20)),
-    ("a user who never came", |random, _| of_user(USERS + random.next() % 1_000)),
+    ("a frequent user", |random, _| of_user(random.next() % (USERS / 10))),
+    ("a rare user", |random, _| of_user(USERS - 1 - random.next() % 20)),
+    ("an unknown user", |random, _| of_user(USERS + random.next() % 1_000)),
     ("a record", |random, _| of_record(random.next() % RECORDS)),
     ("refusals", |_, _| EntryFilter { outcome: Some(REFUSED), ..EntryFilter::default() }),
-    ("an operation that nobody asked for", |_, _| EntryFilter {
+    ("an operation that never occurs", |_, _| EntryFilter {
         operation: Some(Operation::Rotate),
         ..EntryFilter::default()
     }),

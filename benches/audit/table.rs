@@ -1,4 +1,4 @@
-//! What came out.
+//! The report: tables, and a JSON object.
 
 use serde_json::{Value, json};
 
@@ -30,9 +30,9 @@ impl Report {
                 "| {} | {} | {:.0} | {:.2} | {:.2} |",
                 rate.name,
                 rate.callers,
-                of(rate, |sample| sample.per_s),
-                of(rate, |sample| sample.p50_ms),
-                of(rate, |sample| sample.p99_ms)
+                median(rate, |sample| sample.per_s),
+                median(rate, |sample| sample.p50_ms),
+                median(rate, |sample| sample.p99_ms)
             );
         }
         println!("\nentries over single rows, {AT} at once: {:.2}", self.over_single());
@@ -40,7 +40,7 @@ impl Report {
             println!(
                 "3 replicas with {} over one with {AT}: {:.2}",
                 rate.callers,
-                of(rate, |sample| sample.per_s) / of(self.appended(AT), |sample| sample.per_s)
+                median(rate, |sample| sample.per_s) / median(self.appended(AT), |sample| sample.per_s)
             );
         }
         let Filled { entries, appended_per_s, derived_per_s } = self.long;
@@ -58,7 +58,7 @@ impl Report {
         for Read { name, p50_ms, p99_ms, worst_ms } in self.reads.proofs.iter().chain(&self.reads.pages) {
             println!("| {name} | {p50_ms:.3} | {p99_ms:.3} | {worst_ms:.3} |");
         }
-        println!("\nthe whole of it verified: {:.0} entries a second", self.reads.verified_per_s);
+        println!("\nthe whole log verified: {:.0} entries a second", self.reads.verified_per_s);
         println!("\n| on disk | bytes an entry |\n|---|---|");
         for (name, bytes) in &self.disk.parts {
             println!("| {name} | {bytes:.0} |");
@@ -69,17 +69,17 @@ impl Report {
     pub(crate) fn json(&self) -> Value {
         let rates = |rates: &[Rate]| -> Value {
             let rate = |rate: &Rate| {
-                let per_s = of(rate, |sample| sample.per_s).round();
+                let per_s = median(rate, |sample| sample.per_s).round();
                 (
                     rate.callers.to_string(),
-                    json!({ "per_s": per_s, "p99_ms": of(rate, |sample| sample.p99_ms) }),
+                    json!({ "per_s": per_s, "p99_ms": median(rate, |sample| sample.p99_ms) }),
                 )
             };
             Value::Object(rates.iter().map(rate).collect())
         };
         let worst = |reads: &[Read]| reads.iter().map(|read| read.p99_ms).fold(0.0, f64::max);
         json!({
-            "entries_per_s": of(self.appended(AT), |sample| sample.per_s).round(),
+            "entries_per_s": median(self.appended(AT), |sample| sample.per_s).round(),
             "over_single_row_commits": self.over_single(),
             "append_10m_over_10k": self.appends.commits.first().map(|append| append.long_ms / append.short_ms),
             "proof_ms_at_10m": worst(&self.reads.proofs),
@@ -101,12 +101,12 @@ impl Report {
     fn over_single(&self) -> f64 {
         let mut rates = self.rates.single.iter();
         let single = rates.find(|rate| rate.callers == AT).expect("it is measured");
-        of(self.appended(AT), |sample| sample.per_s) / of(single, |sample| sample.per_s)
+        median(self.appended(AT), |sample| sample.per_s) / median(single, |sample| sample.per_s)
     }
 }
 
-/// The median over the rounds.
-fn of(rate: &Rate, value: impl Fn(&Sample) -> f64) -> f64 {
+/// The median of a value over the rounds.
+fn median(rate: &Rate, value: impl Fn(&Sample) -> f64) -> f64 {
     let mut values: Vec<f64> = rate.rounds.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

@@ -1,4 +1,5 @@
-//! What byok is compared with, each in a process of its own: this very binary, started with one of these words.
+//! The baselines that byok is compared with. Each runs in a process of its own: this binary,
+//! started with one of these words.
 
 use std::io::Read as _;
 use std::process::ExitCode;
@@ -11,22 +12,23 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 
-/// (a): answers the body that it gets.
+/// Baseline (a): answers with the body of the request.
 pub(crate) const ECHO: &str = "serve-echo";
-/// (b): parses, validates and runs a mutation that does nothing.
+/// Baseline (b): parses, validates and runs a mutation that does nothing.
 pub(crate) const NO_OP: &str = "serve-no-op";
 
-/// What the no-op answers, whatever it is asked for: as long as the plaintexts that byok decrypts.
+/// The answer of the no-op to every request, as long as the plaintexts that byok decrypts.
 pub(crate) const NO_OP_PLAINTEXT: &str = "nobody-00000@example.com";
 
-/// Serves on a free port, whose address is the first line of standard output, until standard input ends.
+/// Serves on a free port until standard input ends. The first line of standard output is the
+/// address.
 pub(crate) fn run(word: &str) -> ExitCode {
     let router = if word == ECHO { Router::new().fallback(post(echo)) } else { no_op_router() };
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    // As `#[tokio::main]` has it, which is what byok runs on.
+    // The same runtime as that of `#[tokio::main]`, which byok runs on.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -47,7 +49,7 @@ fn no_op_router() -> Router {
     Router::new().route("/graphql", post(execute)).with_state(schema)
 }
 
-/// What the handler of async-graphql-axum does with a POST of JSON, and no more.
+/// The same as the handler of async-graphql-axum does with a POST of JSON, and no more.
 async fn execute(State(schema): State<NoOpSchema>, body: Bytes) -> Response {
     let Ok(request) = serde_json::from_slice::<BatchRequest>(&body) else {
         return StatusCode::BAD_REQUEST.into_response();
@@ -61,7 +63,7 @@ async fn execute(State(schema): State<NoOpSchema>, body: Bytes) -> Response {
 
 struct Query;
 
-/// A schema must have one.
+/// The query type, which every schema must have.
 #[Object]
 impl Query {
     /// Nothing.
@@ -78,7 +80,7 @@ struct Decrypted {
     plaintext: &'static str,
 }
 
-/// Of the same shape as byok's own.
+/// A mutation of the same shape as byok's.
 #[Object]
 impl Mutation {
     /// Decrypts nothing.

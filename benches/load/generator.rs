@@ -1,5 +1,6 @@
-//! The load generator: keep-alive HTTP/1.1 over bare sockets with requests that are ready before, since a client library
-//! would cost more than some of the servers. Every answer is checked; a wrong one ends the bench.
+//! The load generator: keep-alive HTTP/1.1 over bare sockets, with requests that are prepared
+//! beforehand, because a client library would cost more than some of the servers. Every answer is
+//! checked, and a wrong one ends the bench.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,20 +15,20 @@ use crate::processes::{cpu_seconds, family, resident_bytes};
 use crate::scenarios::{Calls, Scenario};
 use crate::servers::Pids;
 
-/// How long a load runs before it is measured, and while it is.
+/// The times for which a load runs before and during the measurement.
 #[derive(Clone, Copy)]
 pub(crate) struct Window {
     pub(crate) warm_up: Duration,
     pub(crate) length: Duration,
 }
 
-/// A request, ready to be sent, and what must come back with status 200.
+/// A request, ready to be sent, and the answer that must come with status 200.
 pub(crate) struct Call {
     pub(crate) request: Vec<u8>,
     pub(crate) expected: Expected,
 }
 
-/// What an answer's body must be.
+/// The body that an answer must have.
 pub(crate) enum Expected {
     /// These bytes.
     Exactly(Vec<u8>),
@@ -35,20 +36,20 @@ pub(crate) enum Expected {
     InOrder(Vec<Vec<u8>>),
 }
 
-/// What one window saw.
+/// The measurements of one window.
 pub(crate) struct Sample {
     pub(crate) seconds: f64,
     pub(crate) requests: f64,
     pub(crate) records: f64,
-    /// In microseconds, sorted.
+    /// The latencies in microseconds, sorted.
     pub(crate) latencies: Vec<u32>,
     /// Processor seconds of the server under test, of PostgreSQL, and of this process.
     pub(crate) cpu: [f64; 3],
-    /// Of the server under test, at the end.
+    /// The resident memory of the server under test, at the end.
     pub(crate) resident_bytes: u64,
 }
 
-/// What the connections share.
+/// The state that all connections share.
 struct Shared {
     calls: Arc<Calls>,
     done: AtomicU64,
@@ -59,7 +60,7 @@ struct Shared {
 /// Runs a scenario for a warm-up and a window.
 ///
 /// # Errors
-/// A connection broke or an answer was wrong: what came instead.
+/// A connection broke or an answer was wrong; the message says what came instead.
 pub(crate) async fn run(
     scenario: &Scenario,
     address: SocketAddr,
@@ -72,8 +73,9 @@ pub(crate) async fn run(
         measuring: AtomicBool::new(false),
         stop: AtomicBool::new(false),
     });
-    let connections: Vec<_> =
-        (0..scenario.connections).map(|_| tokio::spawn(converse(address, shared.clone()))).collect();
+    let connections: Vec<_> = (0..scenario.connections)
+        .map(|_| tokio::spawn(call_until_stopped(address, shared.clone())))
+        .collect();
     tokio::time::sleep(window.warm_up).await;
 
     let postgres = family(pids.postgres);
@@ -96,13 +98,13 @@ pub(crate) async fn run(
         requests,
         records: requests * scenario.records_per_call as f64,
         latencies,
-        cpu: std::array::from_fn(|place| cpu_after[place] - cpu_before[place]),
+        cpu: std::array::from_fn(|process| cpu_after[process] - cpu_before[process]),
         resident_bytes: resident_bytes(pids.under_test),
     })
 }
 
-/// One call after the other, until the end; gives the latencies within the window.
-async fn converse(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, String> {
+/// Makes one call after the other until the end, and gives the latencies within the window.
+async fn call_until_stopped(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, String> {
     let mut connection =
         Connection::open(address).await.map_err(|error| format!("no connection: {error}"))?;
     let mut latencies = Vec::new();
@@ -134,7 +136,7 @@ async fn converse(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, 
 }
 
 impl Expected {
-    /// The first byte that is wrong, where that can be said.
+    /// The position of the first wrong byte, or 0 where the body is checked in pieces.
     fn differs_at(&self, body: &[u8]) -> usize {
         match self {
             Self::Exactly(expected) => {
@@ -150,8 +152,8 @@ impl Expected {
             Self::InOrder(pieces) => {
                 let mut rest = body;
                 pieces.iter().all(|piece| match find(rest, piece) {
-                    Some(place) => {
-                        rest = &rest[place + piece.len()..];
+                    Some(at) => {
+                        rest = &rest[at + piece.len()..];
                         true
                     }
                     None => false,
@@ -190,7 +192,7 @@ impl Connection {
                 None
             }
         });
-        // 204 has no body, and says nothing about it.
+        // A 204 has neither a body nor a length.
         if let Some(length) = length.or((status == 204).then_some(0)) {
             self.fill(head + length).await?;
             return Ok((status, &self.received[head..head + length]));
@@ -211,17 +213,17 @@ impl Connection {
         }
     }
 
-    /// Where this stands for the first time, counted from the beginning.
+    /// The first position of these bytes at or after `from`; reads until they have come.
     async fn until(&mut self, what: &[u8], from: usize) -> io::Result<usize> {
         loop {
-            if let Some(place) = find(&self.received[from..], what) {
-                return Ok(from + place);
+            if let Some(at) = find(&self.received[from..], what) {
+                return Ok(from + at);
             }
             self.fill(self.received.len() + 1).await?;
         }
     }
 
-    /// Reads until there are so many bytes.
+    /// Reads until this many bytes have come.
     async fn fill(&mut self, length: usize) -> io::Result<()> {
         self.received.reserve(length.saturating_sub(self.received.len()));
         while self.received.len() < length {

@@ -1,6 +1,8 @@
-//! What byok costs, beside what it stands on and what it replaces. On one machine, in the same minute, on pinned cores:
+//! The cost of a call to byok, beside that of the libraries it is built on and of Vault. On one
+//! machine, in the same minute, on pinned cores:
 //!
-//! - (a) a bare axum handler that echoes the body, (b) a stock async-graphql handler with a no-op mutation,
+//! - (a) a bare axum handler that echoes the body, (b) a stock async-graphql handler with a no-op
+//!   mutation,
 //! - (c) decrypting hot records over REST and GraphQL: JWT verified, entry durable in PostgreSQL,
 //! - (d) encrypting new and known records, batches of 1,000 and a remote join of 1,000 rows,
 //! - (e) Vault's own transit decrypt with its file audit device, single and in batches of 1,000.
@@ -10,11 +12,11 @@
 //! cargo bench --bench load                the table
 //! cargo bench --bench load -- --json      and one JSON object on the last line
 //! cargo bench --bench load -- --quick     one short round: does it run at all?
-//! cargo bench --bench load -- --only NAME the scenario of that name, and of others named so
-//! cargo bench --bench load -- --against BINARY  what is asked of byok is asked of that other byok too: what a change costs
+//! cargo bench --bench load -- --only NAME only the scenario NAME; may be repeated
+//! cargo bench --bench load -- --against BINARY  compares byok with another binary of it
 //! ```
 //!
-//! How it is pinned and why, and what came out, stands in `docs/performance.md`.
+//! `docs/performance.md` says how the processes are pinned and why, and has the results.
 
 mod baselines;
 mod generator;
@@ -32,9 +34,10 @@ use scenarios::{Scenario, Target};
 use servers::Servers;
 use table::Measured;
 
-/// Of the full run and of a quick one.
+/// The plan of a full run.
 const FULL: Plan =
     Plan { rounds: 3, window: Window { warm_up: Duration::from_secs(1), length: Duration::from_secs(4) } };
+/// The plan of `--quick`.
 const QUICK: Plan = Plan {
     rounds: 1,
     window: Window { warm_up: Duration::from_millis(500), length: Duration::from_secs(1) },
@@ -57,7 +60,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments { plan: FULL, json: false, only: Vec::new(), against: None };
     while let Some(word) = words.next() {
         match word.as_str() {
-            // `cargo bench` says so to every bench.
+            // `cargo bench` passes this to every bench.
             "--bench" => {}
             "--json" => arguments.json = true,
             "--quick" => arguments.plan = QUICK,
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    // One thread: the generator must not take a core from what it measures.
+    // One thread, so that the generator does not take a core from the server it measures.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let done = runtime.block_on(async {
         tokio::select! {
@@ -100,11 +103,11 @@ async fn load(arguments: &Arguments) -> Result<(), String> {
     let chosen = || scenarios.iter().filter(wanted);
     let mut measured: Vec<Measured> =
         chosen().map(|scenario| Measured::new(scenario.name, scenario.target)).collect();
-    // Round by round, so that what is compared runs within the same minute, whatever else the machine does.
+    // Round by round, so that scenarios that are compared run within the same minute.
     for round in 0..arguments.plan.rounds {
         for (scenario, measured) in chosen().zip(&mut measured) {
             eprintln!("round {} of {}: {}", round + 1, arguments.plan.rounds, scenario.name);
-            let sample = one(&servers, scenario, arguments.plan.window).await;
+            let sample = run_scenario(&servers, scenario, arguments.plan.window).await;
             measured.rounds.push(sample.map_err(|problem| format!("{}: {problem}", scenario.name))?);
         }
     }
@@ -115,9 +118,14 @@ async fn load(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-async fn one(servers: &Servers, scenario: &Scenario, window: Window) -> Result<generator::Sample, String> {
+async fn run_scenario(
+    servers: &Servers,
+    scenario: &Scenario,
+    window: Window,
+) -> Result<generator::Sample, String> {
     let pids = servers.pids(scenario.target);
-    // Vault is a server under test, or what byok calls from time to time: never both at once.
+    // Vault is the server under test, or is called by byok from time to time, but never both at
+    // once.
     let vault_on =
         if scenario.target == Target::Vault { &servers.cores.under_test } else { &servers.cores.rest };
     processes::pin(servers.vault, vault_on)?;

@@ -1,18 +1,19 @@
-//! Processes: where they run, and what they have used. Linux only, by `taskset` and `/proc`.
+//! Processes: the cores they run on, and the time and memory they use. Linux only, by `taskset` and
+//! `/proc`.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
-/// What the server under test runs on, and what all else runs on, as `taskset` writes lists of cores.
+/// The cores of the server under test and of everything else, as lists for `taskset`.
 pub(crate) struct Cores {
     /// One core.
     pub(crate) under_test: String,
-    /// All others: the generator, and what the server under test calls.
+    /// All other cores: for the generator, and for what the server under test calls.
     pub(crate) rest: String,
 }
 
 impl Cores {
-    /// The last core that we may use is for the server under test.
+    /// The cores that this process may use. The last one is for the server under test.
     pub(crate) fn of_this_machine() -> Result<Self, String> {
         let status =
             fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
@@ -30,21 +31,19 @@ impl Cores {
                 let rest: Vec<String> = cores.iter().map(u32::to_string).collect();
                 Ok(Self { under_test: last.to_string(), rest: rest.join(",") })
             }
-            _ => {
-                Err("at least two cores are needed: one for the server, one for those who call it".to_owned())
-            }
+            _ => Err("at least two cores are needed: one for the server, one for its clients".to_owned()),
         }
     }
 }
 
-/// A command that runs on these cores, and whose children do.
+/// A command that runs on these cores, with its children.
 pub(crate) fn command_on(cores: &str, program: &str) -> Command {
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", cores, program]);
     command
 }
 
-/// Moves a process, with all its threads.
+/// Moves a process with all its threads to these cores.
 pub(crate) fn pin(pid: u32, cores: &str) -> Result<(), String> {
     let mut command = Command::new("taskset");
     command.args(["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()]).stdout(Stdio::null());
@@ -55,7 +54,7 @@ pub(crate) fn pin(pid: u32, cores: &str) -> Result<(), String> {
     }
 }
 
-/// A process and what it has started, of which we know no more than that: PostgreSQL has a process for each connection.
+/// A process and its children: PostgreSQL has a process for each connection.
 pub(crate) fn family(parent: u32) -> Vec<u32> {
     let folders = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = folders.filter_map(|folder| folder.file_name().to_str()?.parse::<u32>().ok());
@@ -64,25 +63,26 @@ pub(crate) fn family(parent: u32) -> Vec<u32> {
     std::iter::once(parent).chain(children).collect()
 }
 
-/// The processor time that these have used, in seconds, their ended children's included.
+/// The processor time that these processes and their ended children have used, in seconds.
 pub(crate) fn cpu_seconds(pids: &[u32]) -> f64 {
-    // Linux counts it in hundredths of a second for whoever reads it, whatever its own clock does.
+    // `/proc` gives it in hundredths of a second, whatever the kernel's own clock does.
     const TICKS_PER_SECOND: f64 = 100.0;
     let ticks = |pid: &u32| stat(*pid).map_or(0, |stat| stat.iter().skip(10).take(4).sum());
     pids.iter().map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND
 }
 
-/// The memory that is resident, in bytes.
+/// The resident memory, in bytes.
 pub(crate) fn resident_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1_024
 }
 
-/// The numbers of `/proc/PID/stat` from the fourth (the parent) on; the name before them may hold anything.
+/// The numbers of `/proc/PID/stat` from the fourth (the parent) on. The name before them may
+/// contain anything.
 fn stat(pid: u32) -> Option<Vec<u64>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = text.rsplit_once(") ")?;
-    // Some are negative, of which none is asked for.
+    // Some are negative, but none of those is used.
     Some(after_name.split_whitespace().skip(1).map(|field| field.parse().unwrap_or(0)).collect())
 }

@@ -1,4 +1,4 @@
-//! What is asked of whom, and what must come back.
+//! The scenarios: the requests to each server, and the answers that must come.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -21,15 +21,17 @@ pub(crate) const DECRYPT_MANY: &str = "byokDecryptMany of 1,000";
 pub(crate) const VAULT_BATCH: &str = "Vault decrypt of 1,000";
 pub(crate) const REVEAL: &str = "byokReveal, 1,000 aliases";
 
-/// Enough to keep a core busy while others wait for a commit; a batch keeps it busy by itself.
+/// The connections of single calls: enough to keep a core busy while some of them wait for a
+/// commit.
 const CONNECTIONS: usize = 256;
+/// The connections of batches, each of which keeps a core busy by itself.
 const CONNECTIONS_OF_BATCHES: usize = 8;
-/// How many hot records there are, and how many items a batch has.
+/// The number of hot records, and of items in a batch.
 const RECORDS: usize = 1_000;
 
 const ANSWERS_A_TOKEN: &str = "\"byok:v1:";
 
-/// Who is asked.
+/// The server that a scenario calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     Byok,
@@ -50,7 +52,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// The scenario, and after it the same asked of the other byok.
+    /// The scenario, followed by the same for the other byok.
     pub(crate) fn against(self) -> Vec<Self> {
         if self.target != Target::Byok {
             return vec![self];
@@ -60,11 +62,11 @@ impl Scenario {
     }
 }
 
-/// What is sent.
+/// The requests of a scenario.
 pub(crate) enum Calls {
-    /// One after the other, and again.
+    /// These calls, one after the other, repeatedly.
     InTurn(Vec<Call>, AtomicUsize),
-    /// Made from a number that no call had before.
+    /// Calls that are made from a number, a new one each time.
     Fresh(Box<dyn Fn(usize) -> Call + Send + Sync>, AtomicUsize),
 }
 
@@ -76,7 +78,7 @@ struct Record {
     in_vault: String,
 }
 
-/// All scenarios; those that are compared stand together.
+/// All scenarios. Those that are compared are next to each other.
 pub(crate) async fn all(servers: &Servers) -> Result<Vec<Scenario>, String> {
     let jwt = authorization();
     let vault = format!("X-Vault-Token: {}\r\n", servers.vault_token);
@@ -167,14 +169,14 @@ pub(crate) async fn all(servers: &Servers) -> Result<Vec<Scenario>, String> {
             Target::Byok,
             fresh(move |n| {
                 let items: Vec<Value> =
-                    (0..RECORDS).map(|place| item("a@example.com", &format!("many-{n}-{place}"))).collect();
+                    (0..RECORDS).map(|index| item("a@example.com", &format!("many-{n}-{index}"))).collect();
                 encrypt_many(&jwt_of_new_many, &items)
             }),
         ),
     ])
 }
 
-/// Makes the records, by byok and by Vault.
+/// Encrypts the records with byok and with Vault.
 async fn records(servers: &Servers, jwt: &str, vault: &str) -> Result<Vec<Record>, String> {
     let plain: Vec<(String, String)> =
         (0..RECORDS).map(|n| (format!("user-{n:05}"), format!("person-{n:05}@example.com"))).collect();
@@ -219,7 +221,7 @@ fn decrypt_many_rest(jwt: &str, records: &[Record]) -> Call {
     exactly(rest("decrypt/many", jwt, &json!({ "items": items })), expected.into_bytes())
 }
 
-/// As Hasura sends a remote join: an aliased field for each row, the arguments inlined.
+/// A remote join as Hasura sends it: an aliased field for each row, with inlined arguments.
 fn reveal(jwt: &str, records: &[Record]) -> Call {
     let (mut query, mut expected) = (String::from("query {"), String::new());
     for (n, record) in records.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! The servers: PostgreSQL and Vault from `scripts/servers`, byok's release binary, and the baselines. All are stopped
-//! when this ends.
+//! The servers: PostgreSQL and Vault from `scripts/servers`, byok's release binary, and the
+//! baselines. All are stopped when the bench ends.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -18,13 +18,13 @@ use crate::scenarios::Target;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
 const JWT_SECRET: &str = "a secret of the benches that is long enough for HS256";
-/// The transit key that `scripts/servers` makes, and the policy of who may use it.
+/// The transit key that `scripts/servers` makes.
 const KEY: &str = "byok";
 
-/// Everything that runs.
+/// All running servers.
 pub(crate) struct Servers {
     pub(crate) cores: Cores,
-    /// Vault's process.
+    /// The id of Vault's process.
     pub(crate) vault: u32,
     /// A token that may use the key, and nothing else.
     pub(crate) vault_token: String,
@@ -34,7 +34,7 @@ pub(crate) struct Servers {
     against: Option<Server>,
     echo: Server,
     no_op: Server,
-    /// Last, so that it outlives those who call it.
+    /// The last field, so that it is dropped after the servers that call Vault and PostgreSQL.
     _folder: Folder,
 }
 
@@ -45,13 +45,14 @@ pub(crate) struct Pids {
 }
 
 impl Servers {
-    /// Starts all.
+    /// Starts all servers.
     ///
     /// # Errors
-    /// What is missing, and how to get it.
+    /// Something is missing; the message says how to get it.
     pub(crate) async fn start(cores: Cores, against: Option<&str>) -> Result<Self, String> {
         let folder = Folder(std::env::temp_dir().join(format!("byok-load-{}", std::process::id())));
-        // Each with as many threads as it has cores, which Vault counts when it starts.
+        // Started on its cores, because Vault counts them at its start to choose its number of
+        // threads.
         script(&cores.under_test, &["start-vault", &folder.path()])?;
         script(&cores.rest, &["start-postgres", &folder.path()])?;
         refuse_memory(&folder)?;
@@ -68,7 +69,7 @@ impl Servers {
             ("BYOK_LISTEN", "127.0.0.1:0".to_owned()),
             ("BYOK_ENCRYPT_RATE_RPM", "100000000".to_owned()),
             ("BYOK_DECRYPT_RATE_RPM", "100000000".to_owned()),
-            // Hot stays hot for as long as the bench takes.
+            // Hot records stay hot for the whole bench.
             ("BYOK_DEK_CACHE_SECONDS", "3600".to_owned()),
             ("HASURA_GRAPHQL_JWT_SECRET", json!({ "type": "HS256", "key": JWT_SECRET }).to_string()),
         ];
@@ -99,12 +100,12 @@ impl Servers {
         })
     }
 
-    /// Where a server listens.
+    /// The address of a server.
     pub(crate) fn address(&self, target: Target) -> SocketAddr {
         self.server(target).map_or(self.vault_address, |server| server.address)
     }
 
-    /// The server that we started ourselves: all but Vault.
+    /// The server that this bench has started itself: any but Vault.
     fn server(&self, target: Target) -> Option<&Server> {
         match target {
             Target::Byok => Some(&self.byok),
@@ -115,28 +116,29 @@ impl Servers {
         }
     }
 
-    /// Whose processor time is counted.
+    /// The processes whose processor time is counted.
     pub(crate) fn pids(&self, target: Target) -> Pids {
         let under_test = self.server(target).map_or(self.vault, |server| server.child.id());
         Pids { under_test, postgres: self.postgres }
     }
 
-    /// Sends a request, and gives the JSON of its answer.
+    /// Sends a request and gives the JSON of its answer.
     pub(crate) async fn ask(&self, target: Target, request: &[u8]) -> Result<Value, String> {
         ask(self.address(target), request).await
     }
 }
 
-/// A process that serves; killed when dropped.
+/// A server's process, which is killed when dropped.
 struct Server {
     child: Child,
     address: SocketAddr,
 }
 
 impl Server {
-    /// Waits until it says where it listens: in the log, or alone on a line of its standard output.
+    /// Starts a server and waits for its address, which comes in the log or alone on a line of
+    /// standard output.
     fn start(command: &mut Command) -> Result<Self, String> {
-        // A baseline ends when its standard input does, however we end.
+        // A baseline ends when its standard input does, even if this process is killed.
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|error| format!("taskset (of util-linux) cannot be run: {error}"))?;
         let output: Box<dyn std::io::Read + Send> = match (child.stderr.take(), child.stdout.take()) {
@@ -145,24 +147,24 @@ impl Server {
             (None, None) => return Err("a server without output".to_owned()),
         };
         let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-        let mut said = String::new();
+        let mut output = String::new();
         for line in lines.by_ref() {
             let event: Value = serde_json::from_str(&line).unwrap_or_default();
             let is_byok = event["message"] == "listening";
             let text = if is_byok { event["address"].as_str() } else { Some(line.as_str()) };
             if let Some(address) = text.and_then(|text| text.parse().ok()) {
-                // Whatever it says later is a warning.
+                // All later lines are warnings.
                 std::thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));
                 if is_byok {
                     until_ready(address)?;
                 }
                 return Ok(Self { child, address });
             }
-            said.push_str(&line);
-            said.push('\n');
+            output.push_str(&line);
+            output.push('\n');
         }
         let _ = child.wait();
-        Err(format!("a server ended instead of serving:\n{said}"))
+        Err(format!("a server ended instead of serving:\n{output}"))
     }
 }
 
@@ -191,7 +193,7 @@ impl Drop for Server {
     }
 }
 
-/// The folder of PostgreSQL and Vault; both are stopped when it is dropped.
+/// The folder of PostgreSQL and Vault, which are stopped when it is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -231,12 +233,12 @@ fn script(cores: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// A commit on a disk is what is measured.
+/// Refuses a database in memory: the bench measures commits to a disk.
 fn refuse_memory(folder: &Folder) -> Result<(), String> {
     let kind = Command::new("stat").args(["--file-system", "--format=%T", &folder.path()]).output();
     match kind.map(|output| output.stdout) {
         Ok(kind) if kind.starts_with(b"tmpfs") => Err(format!(
-            "{} lies in memory, where nothing is durable: set TMPDIR to a folder on a disk",
+            "{} is in memory, where nothing is durable: set TMPDIR to a folder on a disk",
             folder.path()
         )),
         _ => Ok(()),
@@ -260,7 +262,7 @@ async fn token(vault: SocketAddr, root: &str) -> Result<String, String> {
     made["auth"]["client_token"].as_str().map(str::to_owned).ok_or_else(|| "Vault makes no token".to_owned())
 }
 
-/// A POST, ready to be sent. Each of the headers ends with a line break.
+/// A POST, ready to be sent. Each header ends with a line break.
 pub(crate) fn request(path: &str, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(

@@ -1,4 +1,4 @@
-//! What came out: a line for each scenario, and the ratios that we aim at.
+//! The report: a line for each scenario, and the ratios with their aims.
 
 use serde_json::{Map, Value, json};
 
@@ -7,14 +7,14 @@ use crate::scenarios::{
     DECRYPT, DECRYPT_MANY, DECRYPT_REST, ECHO, NO_OP, REVEAL, Target, VAULT, VAULT_BATCH,
 };
 
-/// A scenario's rounds.
+/// The rounds of a scenario.
 pub(crate) struct Measured {
     name: &'static str,
     target: Target,
     pub(crate) rounds: Vec<Sample>,
 }
 
-/// A quotient of two scenarios' records per second, and what it should be at least.
+/// A quotient of two scenarios' records per second, and the least that is aimed at.
 struct Ratio {
     name: &'static str,
     of: &'static str,
@@ -29,7 +29,7 @@ const RATIOS: [Ratio; 4] = [
     Ratio { name: "many_over_vault_batch", of: DECRYPT_MANY, to: VAULT_BATCH, aim: 0.7 },
 ];
 
-/// Rates that stand for themselves.
+/// Rates that are reported by themselves.
 const RATES: [(&str, &str); 2] = [("many_records_per_s", DECRYPT_MANY), ("reveal_records_per_s", REVEAL)];
 
 /// The line of one scenario: medians over the rounds.
@@ -41,7 +41,7 @@ struct Line {
     /// Processor time of the server under test and of PostgreSQL, in microseconds a record.
     cpu_us: f64,
     postgres_us: f64,
-    /// How much of their cores the server and the generator took: who was the narrow place.
+    /// The shares of their cores that the server and the generator used, which show the bottleneck.
     server_busy: f64,
     generator_busy: f64,
     resident_mib: f64,
@@ -52,7 +52,7 @@ impl Measured {
         Self { name, target, rounds: Vec::new() }
     }
 
-    /// The scenario's name, and whether the other byok was asked.
+    /// The scenario's name, marked if the other byok was called.
     fn title(&self) -> String {
         match self.target {
             Target::Against => format!("{}, against", self.name),
@@ -110,7 +110,7 @@ pub(crate) fn print(measured: &[Measured]) {
     }
 }
 
-/// How byok stands to the other byok, by scenario.
+/// The quotient of byok to the other byok, by scenario.
 fn over_against(measured: &[Measured]) -> impl Iterator<Item = (&'static str, f64)> {
     let others = measured.iter().filter(|other| other.target == Target::Against);
     others.filter_map(|other| Some((other.name, quotient(named(measured, other.name)?, other))))
@@ -173,8 +173,8 @@ fn records_per_s(sample: &Sample) -> f64 {
 }
 
 fn percentile_ms(sample: &Sample, part: f64) -> f64 {
-    let place = (sample.latencies.len() as f64 * part) as usize;
-    sample.latencies.get(place).map_or(f64::NAN, |micros| f64::from(*micros) / 1_000.0)
+    let index = (sample.latencies.len() as f64 * part) as usize;
+    sample.latencies.get(index).map_or(f64::NAN, |micros| f64::from(*micros) / 1_000.0)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -182,7 +182,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Three digits behind the point: more would be noise.
+/// The value with three decimals; more would be noise.
 fn rounded(value: f64) -> f64 {
     (value * 1_000.0).round() / 1_000.0
 }

@@ -1,5 +1,5 @@
-//! What byok asks of each KMS, and what our own part of a call costs. The real binary serves; a relay right before each
-//! provider's test server counts.
+//! The number of requests that byok makes to each KMS, and byok's own share of a call's cost. The
+//! real binary serves; a relay in front of each provider's test server counts the requests.
 //!
 //! ```text
 //! scripts/servers install                     once
@@ -7,8 +7,8 @@
 //! cargo bench --bench providers -- --json     and one JSON object on the last line
 //! ```
 //!
-//! Counts are exact and hold on any machine. Times are of test servers on loopback: they say what share of a call is ours,
-//! not how fast a cloud is.
+//! Counts are exact and the same on any machine. Times are of test servers on loopback: they show
+//! byok's share of a call, not how fast a cloud is.
 
 #[path = "../../tests/it/support/mod.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     servers::bench("providers", read, |json| run(*json))
 }
 
-/// Whether JSON is asked for.
+/// Whether the JSON object is wanted.
 fn read(words: &[String]) -> Result<bool, String> {
     match words {
         [] => Ok(false),

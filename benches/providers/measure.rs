@@ -1,4 +1,4 @@
-//! One provider, step by step.
+//! The measurements of one provider, step by step.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,16 +27,17 @@ pub(crate) const STEPS: [&str; 8] = [
     "rotation of 1,000 DEKs",
 ];
 
-/// How many of each name.
+/// The number of requests by name.
 pub(crate) type Calls = BTreeMap<String, usize>;
 
 pub(crate) struct Measured {
     pub(crate) provider: &'static str,
-    /// In the order of [`STEPS`].
+    /// The requests of each step, in the order of [`STEPS`].
     pub(crate) steps: Vec<Calls>,
     pub(crate) most_of_one_call: usize,
     pub(crate) most_of_many_calls: usize,
-    /// Wall time of one unwrap without anybody else, and our processor time within it, in microseconds.
+    /// The wall time of one unwrap on an idle server, and byok's processor time within it, in
+    /// microseconds.
     pub(crate) whole_us: f64,
     pub(crate) ours_us: f64,
 }
@@ -60,7 +61,7 @@ pub(crate) async fn measure(provider: &'static str) -> Measured {
     Measured { provider, steps, most_of_one_call, most_of_many_calls, whole_us, ours_us }
 }
 
-/// What has come since the last time, by name, and the most at a time.
+/// The requests since the last call of this function, by name, and the most of them at a time.
 fn take(relay: &Relay) -> (Calls, usize) {
     let counts = std::mem::take(&mut *relay.state.counts.lock().expect("a lock"));
     (counts, relay.state.most.swap(0, Ordering::Relaxed))
@@ -70,7 +71,7 @@ async fn steps(provided: &Provided, relays: &[Relay]) -> Vec<Calls> {
     let mut environment = provided.environment();
     environment.extend([("BYOK_DEK_CACHE_SECONDS", "3600"), ("BYOK_LOG", "info")]);
     let server = TestServer::with(&environment).await;
-    // Has nothing in its cache.
+    // A replica with an empty cache.
     let cold = server.replica().await;
     let calls = || take(&relays[0]).0;
     let encrypt = async |record: &str| server.encrypt("hello", record).await;
@@ -80,7 +81,7 @@ async fn steps(provided: &Provided, relays: &[Relay]) -> Vec<Calls> {
         let token = server.encrypt("hello", "warm").await;
         assert_eq!(server.decrypt(&token, "warm").await.status, 200);
     }
-    // Two servers have fetched one each, if it is fetched at all.
+    // Each of the two servers has fetched a credential, where the provider has one to fetch.
     steps.push(relays.get(1).map_or_else(Calls::new, |relay| {
         take(relay).0.into_iter().map(|(name, count)| (name, count.div_ceil(2))).collect()
     }));
@@ -97,7 +98,7 @@ async fn steps(provided: &Provided, relays: &[Relay]) -> Vec<Calls> {
     steps.push(calls());
     decrypt_many(&cold, &tokens).await;
     steps.push(calls());
-    // 102 DEKs are there.
+    // 102 DEKs exist; these make 1,000.
     for first in (100..998).step_by(100) {
         many(&server, first..(first + 100).min(998)).await;
     }
@@ -153,7 +154,7 @@ async fn made(kms: &dyn Kms, count: usize) -> Vec<(DekBinding, Wrapped)> {
 
 /// The most requests at a time for one call of 1,000 items, and for ten of them.
 async fn bound(provided: &Provided, relay: &Relay) -> (usize, usize) {
-    // Slow answers, so that as many overlap as may.
+    // Slow answers, so that as many requests overlap as the bound lets.
     let environment =
         byok::config::Env::from_pairs(provided.variables.clone()).with("BYOK_KMS_TIMEOUT_MS", "60000");
     let kms = crate::support::provider::kms_of(&environment);
@@ -173,7 +174,8 @@ async fn bound(provided: &Provided, relay: &Relay) -> (usize, usize) {
     (one, take(relay).1)
 }
 
-/// One unwrap after the other, straight to the test server: wall time of each, and our processor time within it.
+/// Unwraps one after the other, without a relay: the wall time of each, and byok's processor time
+/// within it.
 async fn share(provided: &Provided) -> (f64, f64) {
     const CALLS: u32 = 500;
     let kms = provided.kms();
@@ -189,7 +191,7 @@ async fn share(provided: &Provided) -> (f64, f64) {
     (per_call(began.elapsed().as_secs_f64()), per_call(processor_seconds() - used))
 }
 
-/// What all threads of this process have used. Linux gives it in nanoseconds.
+/// The processor time of all threads of this process. Linux gives it in nanoseconds.
 fn processor_seconds() -> f64 {
     let threads = fs::read_dir("/proc/self/task").expect("Linux").flatten();
     let used = threads.filter_map(|thread| {

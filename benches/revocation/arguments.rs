@@ -1,36 +1,37 @@
-//! What is asked for on the command line.
+//! The command line's arguments.
 
-use crate::cause::Cause;
 use crate::measure::PROVIDERS;
+use crate::outage::Outage;
 
-/// How many trials a full run has of the key disabled; of everything else a tenth.
+/// The trials of a full run with the key disabled. Every other outage has a tenth of them.
 const TRIALS: usize = 100;
+/// The trials of `--quick`, for every outage.
 const QUICK: usize = 2;
 
 pub(crate) struct Arguments {
     pub(crate) json: bool,
     pub(crate) seed: u64,
     pub(crate) providers: Vec<&'static str>,
-    /// Settings of the server that go before its defaults.
+    /// Settings of the server that replace its defaults.
     pub(crate) settings: Vec<(String, String)>,
     trials: usize,
-    /// The only one; otherwise the key disabled.
-    only: Option<Cause>,
+    /// The outage that has all trials; the key disabled if none is given.
+    main: Option<Outage>,
     all: bool,
 }
 
 impl Arguments {
     /// # Errors
-    /// What is wrong with them.
+    /// An argument is unknown or has a bad value.
     pub(crate) fn read(words: &[String]) -> Result<Self, String> {
         let mut arguments = Self {
             json: false,
-            // Of a length that is typed again without an error.
+            // Short enough to be typed again without an error.
             seed: u32::from_be_bytes(byok::crypto::random()).into(),
             providers: PROVIDERS.to_vec(),
             settings: Vec::new(),
             trials: TRIALS,
-            only: None,
+            main: None,
             all: false,
         };
         let mut words = words.iter().map(String::as_str);
@@ -55,9 +56,9 @@ impl Arguments {
                 }
                 "--switch" => {
                     let name = value()?;
-                    let names = Cause::ALL.map(Cause::name).join(", ");
-                    let cause = Cause::ALL.into_iter().find(|cause| cause.name() == name);
-                    arguments.only = Some(cause.ok_or(format!("`{name}` is none of {names}"))?);
+                    let names = Outage::ALL.map(Outage::name).join(", ");
+                    let outage = Outage::ALL.into_iter().find(|outage| outage.name() == name);
+                    arguments.main = Some(outage.ok_or(format!("`{name}` is none of {names}"))?);
                 }
                 _ => {
                     return Err(format!(
@@ -69,13 +70,13 @@ impl Arguments {
         Ok(arguments)
     }
 
-    /// What is tried, and how often.
-    pub(crate) fn causes(&self) -> Vec<(Cause, usize)> {
-        let headline = (self.only.unwrap_or(Cause::HEADLINE), self.trials);
-        let others = Cause::ALL.into_iter().filter(|cause| *cause != headline.0);
+    /// The outages to try, with the number of trials of each.
+    pub(crate) fn outages(&self) -> Vec<(Outage, usize)> {
+        let main = (self.main.unwrap_or(Outage::KEY_DISABLED), self.trials);
+        let others = Outage::ALL.into_iter().filter(|outage| *outage != main.0);
         let fewer = if self.trials == QUICK { QUICK } else { self.trials.div_ceil(10) };
-        let others = others.map(|cause| (cause, fewer));
-        std::iter::once(headline).chain(others.filter(|_| self.all)).collect()
+        let others = others.map(|outage| (outage, fewer));
+        std::iter::once(main).chain(others.filter(|_| self.all)).collect()
     }
 }
 

@@ -1,5 +1,5 @@
-//! HTTP/1.1 over a bare socket that is kept alive: a client library would take from the server the processor that it is to
-//! be loaded with.
+//! HTTP/1.1 over a bare keep-alive socket: a client library would take processor time that the
+//! server under load needs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +19,8 @@ impl Connection {
         Ok(Self { stream, received: Vec::with_capacity(4_096) })
     }
 
-    /// Sends a request and gives the status and body of its answer, whose length its head says (RFC 9112, section 6).
+    /// Sends a request and gives the status and body of its answer, whose length is in its head
+    /// (RFC 9112, section 6).
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> io::Result<(u16, &[u8])> {
         self.stream.write_all(request).await?;
         self.received.clear();
@@ -36,7 +37,7 @@ impl Connection {
     }
 }
 
-/// The status, where the body begins, and how long it is; once they are there.
+/// The status, the position where the body begins, and its length, once the head has come.
 fn head(received: &[u8]) -> Option<(u16, usize, usize)> {
     let end = received.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&received[..end]).ok()?;

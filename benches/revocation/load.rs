@@ -1,4 +1,5 @@
-//! The clients: each decrypts hot records over REST, one after the other, and tells of every answer when it has arrived.
+//! The clients: each decrypts hot records over REST, one after the other, and records when each
+//! answer arrives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,19 +10,19 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::connection::Connection;
-use crate::seen::Seen;
+use crate::observations::Observations;
 use crate::support::server::TestServer;
 
 const CLIENTS: usize = 32;
 pub(crate) const RECORDS: usize = 64;
-/// Between two calls of a client, while another provider's server is under load.
+/// The pause between two calls of a client while another provider's server is under full load.
 const PACE: Duration = Duration::from_millis(100);
-/// After a refusal, as a client would that is told to come back.
-const REFUSED: Duration = Duration::from_millis(20);
+/// The pause after a refusal, as a client makes that retries.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Goes on until it is stopped.
+/// The clients of one server, which call until they are stopped.
 pub(crate) struct Load {
-    pub(crate) seen: Arc<Seen>,
+    pub(crate) observations: Arc<Observations>,
     clients: JoinSet<()>,
 }
 
@@ -32,7 +33,7 @@ struct Call {
 }
 
 impl Load {
-    /// Encrypts the records and sets the clients on them.
+    /// Encrypts the records and starts the clients.
     pub(crate) async fn start(server: &TestServer) -> Self {
         let address: SocketAddr = server.base.trim_start_matches("http://").parse().expect("an address");
         let jwt = server.jwt("admin", "the-admin");
@@ -49,17 +50,17 @@ impl Load {
             let answer = json!({ "plaintext": plaintext }).to_string().into_bytes();
             calls.push(Call { request: request.into_bytes(), answer });
         }
-        let (calls, seen) = (Arc::new(calls), Arc::new(Seen::new()));
+        let (calls, observations) = (Arc::new(calls), Arc::new(Observations::new()));
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
-            clients.spawn(converse(client, address, calls.clone(), seen.clone()));
+            clients.spawn(run_client(client, address, calls.clone(), observations.clone()));
         }
-        Self { seen, clients }
+        Self { observations, clients }
     }
 
-    /// Ends when every client has.
+    /// Stops the clients, and returns when all have ended.
     pub(crate) async fn stop(mut self) {
-        self.seen.stop();
+        self.observations.stop();
         while self.clients.join_next().await.is_some() {}
     }
 }
@@ -69,24 +70,34 @@ pub(crate) fn hot(number: usize) -> String {
     format!("hot-{}", number % RECORDS)
 }
 
-async fn converse(client: usize, address: SocketAddr, calls: Arc<Vec<Call>>, seen: Arc<Seen>) {
-    if let Err(problem) = talk(client, address, &calls, &seen).await {
-        seen.wrong(format!("a client's connection: {problem}"));
+async fn run_client(
+    client: usize,
+    address: SocketAddr,
+    calls: Arc<Vec<Call>>,
+    observations: Arc<Observations>,
+) {
+    if let Err(problem) = call_until_stopped(client, address, &calls, &observations).await {
+        observations.report(format!("a client's connection: {problem}"));
     }
 }
 
-async fn talk(client: usize, address: SocketAddr, calls: &[Call], seen: &Seen) -> std::io::Result<()> {
+async fn call_until_stopped(
+    client: usize,
+    address: SocketAddr,
+    calls: &[Call],
+    observations: &Observations,
+) -> std::io::Result<()> {
     let mut connection = Connection::open(address).await?;
     for call in calls.iter().cycle().skip(client * calls.len() / CLIENTS) {
-        if seen.is_stopped() {
+        if observations.is_stopped() {
             break;
         }
         let (status, body) = connection.exchange(&call.request).await?;
-        let plaintext = seen.take(status, body, &call.answer);
-        if !seen.is_full() {
+        let plaintext = observations.record(status, body, &call.answer);
+        if !observations.is_full_load() {
             sleep(PACE).await;
         } else if !plaintext {
-            sleep(REFUSED).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
     Ok(())

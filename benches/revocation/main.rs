@@ -1,29 +1,32 @@
-//! How long a hot record still decrypts after the customer has turned the key off. For each provider a real `byok serve`
-//! with PostgreSQL and that provider's test server, at full load; see `docs/performance.md`.
+//! How long a hot record still decrypts after the customer has turned the key off. Each provider
+//! has a real `byok serve` with PostgreSQL and that provider's test server, at full load; see
+//! `docs/performance.md`.
 //!
 //! ```text
 //! scripts/servers install                           once
-//! cargo bench --bench revocation                    the key disabled, 100 times at each of four providers
-//! cargo bench --bench revocation -- --all           and a tenth as often whatever else ends in a refusal
+//! cargo bench --bench revocation                    100 trials of a disabled key at each provider
+//! cargo bench --bench revocation -- --all           and every other outage, a tenth as often
 //! cargo bench --bench revocation -- --json          and one JSON object on the last line
 //! cargo bench --bench revocation -- --quick         two trials of each: does it run at all?
-//! cargo bench --bench revocation -- --trials N --seed N --provider NAME --switch NAME --set NAME=VALUE
+//! cargo bench --bench revocation -- --trials N --seed N --provider NAME --switch NAME
+//!     --set NAME=VALUE
 //! ```
 //!
-//! All that is random, which is when in the server's own rhythm each trial begins, comes from the seed, which is printed.
+//! The only random value is the moment between two probes at which each trial begins. It comes from
+//! the seed, which is printed.
 
 #[path = "../../tests/it/support/mod.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
 mod support;
 
 mod arguments;
-mod books;
-mod cause;
 mod connection;
+mod integrity;
 mod load;
 mod measure;
+mod observations;
+mod outage;
 mod random;
-mod seen;
 mod servers;
 mod table;
 mod trial;
@@ -45,7 +48,8 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let outcomes = runtime.block_on(async {
         let machine = Machine::default();
-        // While one provider's server comes back, which takes seconds of waiting, another one's is measured.
+        // A server takes seconds to recover, and uses no processor meanwhile: another provider's
+        // server is measured.
         let of_each = arguments.providers.iter().map(|provider| all_of(arguments, provider, &machine));
         tokio::select! {
             outcomes = try_join_all(of_each) => outcomes,
@@ -57,9 +61,10 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     if arguments.json {
         println!("{}", table::json(&outcomes, arguments.seed));
     }
-    match outcomes.iter().all(Outcome::kept) {
-        true => Ok(()),
-        false => Err("a plaintext came after the bound, or a record was lost or doubled".to_owned()),
+    if outcomes.iter().all(Outcome::passed) {
+        Ok(())
+    } else {
+        Err("a plaintext came after the bound, or a record was lost or doubled".to_owned())
     }
 }
 
@@ -69,9 +74,9 @@ async fn all_of(
     machine: &Machine,
 ) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
-    for (cause, trials) in arguments.causes() {
-        let outcome = measure::measure(provider, (cause, trials), arguments, machine).await;
-        outcomes.extend(outcome.map_err(|problem| format!("{provider}, {}: {problem}", cause.name()))?);
+    for (outage, trials) in arguments.outages() {
+        let outcome = measure::measure(provider, (outage, trials), arguments, machine).await;
+        outcomes.extend(outcome.map_err(|problem| format!("{provider}, {}: {problem}", outage.name()))?);
     }
     Ok(outcomes)
 }

@@ -1,4 +1,5 @@
-//! One provider and one cause: a server, its load, its trials, and its books at the end.
+//! The measurements of one provider and one outage: a server, its load, the trials, and the check
+//! of its records and log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::arguments::Arguments;
-use crate::books::{self, Books};
-use crate::cause::{Cause, Hand};
+use crate::integrity::{self, Integrity};
 use crate::load::Load;
+use crate::outage::{Injector, Outage};
 use crate::random::Random;
 use crate::support::calls::{made, unwraps};
 use crate::support::provider::Provided;
@@ -22,81 +23,83 @@ use crate::writer::Writer;
 
 pub(crate) const PROVIDERS: [&str; 4] = ["aws-kms", "gcp-kms", "vault-transit", "azure-key-vault"];
 
-/// What `BYOK_KEY_PROBE_SECONDS` and `BYOK_KEY_PROBE_TIMEOUT_MS` are where nobody sets them.
+/// The default of `BYOK_KEY_PROBE_SECONDS`.
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// The default of `BYOK_KEY_PROBE_TIMEOUT_MS`.
 const PROBE_DEADLINE: Duration = Duration::from_millis(2_000);
-/// What we allow ourselves beside probe and round trip.
-const OURS: Duration = Duration::from_millis(100);
+/// The time that byok itself may take, beside the probe and the round trip.
+const OWN_TIME: Duration = Duration::from_millis(100);
 
-/// Whose turn it is to have the processors.
+/// The lock on the processors: one server at a time is measured at full load.
 pub(crate) type Machine = Mutex<()>;
 
 pub(crate) struct Outcome {
     pub(crate) provider: &'static str,
-    pub(crate) cause: Cause,
+    pub(crate) outage: Outage,
     pub(crate) bound: Duration,
     pub(crate) trials: Vec<Trial>,
-    /// Calls that the server had no room for.
+    /// The calls that the server refused because it was overloaded.
     pub(crate) shed: u64,
-    pub(crate) books: Books,
+    pub(crate) integrity: Integrity,
 }
 
 impl Outcome {
-    /// Whether what we promise held.
-    pub(crate) fn kept(&self) -> bool {
-        self.books.balance() && self.trials.iter().all(|trial| trial.late == 0)
+    /// Whether no plaintext was late and no record or entry is lost or doubled.
+    pub(crate) fn passed(&self) -> bool {
+        self.integrity.is_whole() && self.trials.iter().all(|trial| trial.late == 0)
     }
 }
 
-/// None where the provider has no such switch.
+/// The outcome, or none if the provider has no such switch.
 ///
 /// # Errors
-/// What went wrong with a trial, and which.
+/// A trial failed; the message says which, and how.
 pub(crate) async fn measure(
     provider: &'static str,
-    (cause, trials): (Cause, usize),
+    (outage, trials): (Outage, usize),
     arguments: &Arguments,
     machine: &Machine,
 ) -> Result<Option<Outcome>, String> {
-    let Some(hand) = Hand::on(provided(provider).await, cause).await else { return Ok(None) };
-    let mut environment = hand.provided.environment();
+    let Some(injector) = Injector::on(provided(provider).await, outage).await else { return Ok(None) };
+    let mut environment = injector.provided.environment();
     environment.push(("BYOK_LOG", "error,byok::cli::serve=info"));
     environment.extend(arguments.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let server = Arc::new(TestServer::with(&environment).await);
     let load = Load::start(&server).await;
     let writer = Writer::start(&server);
-    let bound = PROBE_INTERVAL + PROBE_DEADLINE + round_trip(&hand, &load, machine).await + OURS;
-    let mut random = Random::of(arguments.seed, [provider, cause.name()]);
+    let bound = PROBE_INTERVAL + PROBE_DEADLINE + round_trip(&injector, &load, machine).await + OWN_TIME;
+    let mut random = Random::of(arguments.seed, [provider, outage.name()]);
     let database = server.database().await;
     let mut done = Vec::new();
     for number in 1..=trials {
-        calm(&database).await;
-        let trial = trial::one(&hand, (&load, &writer), (bound, &mut random), machine).await;
+        forget_outages(&database).await;
+        let trial = trial::run(&injector, (&load, &writer), (bound, &mut random), machine).await;
         let trial = trial.map_err(|problem| format!("trial {number}: {problem}"))?;
         eprintln!(
             "{provider}, {}, {number} of {trials}: refused after {:.0} ms, back after {:.0} ms",
-            cause.name(),
+            outage.name(),
             trial.refused.as_secs_f64() * 1e3,
             trial.recovered.as_secs_f64() * 1e3
         );
         done.push(trial);
     }
     database.close().await;
-    load.seen.well().await?;
-    let answered = load.seen.clone();
+    let observations = load.observations.clone();
+    observations.wait_until_steady().await?;
     load.stop().await;
-    let books = books::close(&server, &writer.stop().await, answered.plaintexts()).await;
+    let integrity = integrity::check(&server, &writer.stop().await, observations.plaintexts()).await;
     let (_, database) = server.database_url.rsplit_once('/').expect("a URL with a database");
     let drop_it = format!("DROP DATABASE {database} WITH (FORCE)");
     // A full run writes millions of entries.
     drop(server);
     postgres::execute(&needed("DATABASE_URL"), &drop_it).await;
-    Ok(Some(Outcome { provider, cause, bound, trials: done, shed: answered.shed(), books }))
+    Ok(Some(Outcome { provider, outage, bound, trials: done, shed: observations.shed(), integrity }))
 }
 
-/// Lets the trial before lie so long back that it is forgotten: a key that falls again and again is waited for longer each
-/// time, and a trial is to find what the first one found. A probe under way finds its row written, and begins anew.
-async fn calm(database: &PgPool) {
+/// Moves the earlier outages so far back that they no longer count. After several outages the
+/// server waits longer before it uses a key again, and all trials must begin alike. A probe in
+/// progress finds its row changed, and starts over.
+async fn forget_outages(database: &PgPool) {
     let long_ago =
         "UPDATE np_byok_proofs SET since = since - interval '1 day', falls = 0, revision = revision + 1";
     sqlx::query(long_ago).execute(database).await.expect("the proofs' rows");
@@ -112,20 +115,20 @@ async fn provided(name: &str) -> Provided {
     }
 }
 
-/// The median of some unwraps at the provider, at full load.
-async fn round_trip(hand: &Hand, load: &Load, machine: &Machine) -> Duration {
+/// The median time of some unwraps at the provider, at full load.
+async fn round_trip(injector: &Injector, load: &Load, machine: &Machine) -> Duration {
     const CALLS: usize = 21;
-    let kms: Arc<dyn Kms> = hand.provided.kms();
+    let kms: Arc<dyn Kms> = injector.provided.kms();
     let wrapped = made(&*kms).await;
     let _alone = machine.lock().await;
-    load.seen.full(true);
+    load.observations.set_full_load(true);
     let mut times = Vec::new();
     for _ in 0..CALLS {
         let began = Instant::now();
         assert_eq!(unwraps(&*kms, &wrapped).await, None);
         times.push(began.elapsed());
     }
-    load.seen.full(false);
+    load.observations.set_full_load(false);
     times.sort_unstable();
     times[CALLS / 2]
 }

@@ -1,10 +1,11 @@
-//! The test servers of `scripts/servers`, whose addresses the support of the tests reads from the environment.
+//! The test servers of `scripts/servers`. The tests' support reads their addresses from the
+//! environment.
 
 use std::process::{Command, ExitCode, Stdio};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
 
-/// Runs a bench of this name: reads the words of its command line, and runs it with the servers.
+/// Runs the bench of this name with the servers, and with the arguments of its command line.
 pub(crate) fn bench<A>(
     name: &str,
     read: impl FnOnce(&[String]) -> Result<A, String>,
@@ -18,9 +19,10 @@ pub(crate) fn bench<A>(
             return ExitCode::from(2);
         }
     };
-    let outcome = match Servers::here() {
-        true => run(&arguments),
-        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
+    let outcome = if Servers::are_started() {
+        run(&arguments)
+    } else {
+        Servers::start().and_then(|servers| servers.run_this_again(&words))
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,33 +33,34 @@ pub(crate) fn bench<A>(
     }
 }
 
-/// Ends them when dropped.
+/// The folder of the servers, which are stopped when this is dropped.
 struct Servers(String);
 
 impl Servers {
-    /// Whether this process has them in its environment.
+    /// Whether this process has the servers' addresses in its environment.
     #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
-    fn here() -> bool {
+    fn are_started() -> bool {
         std::env::var("BYOK_TEST_VAULT_ADDR").is_ok()
     }
 
     fn start() -> Result<Self, String> {
         let output = Command::new(SCRIPT).arg("start").stderr(Stdio::inherit()).output();
         let output = output.map_err(|error| format!("{SCRIPT}: {error}"))?;
-        match output.status.success() {
-            true => Ok(Self(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
-            false => Err(format!("{SCRIPT} start failed")),
+        if output.status.success() {
+            Ok(Self(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+        } else {
+            Err(format!("{SCRIPT} start failed"))
         }
     }
 
-    /// This bench with the servers in its environment.
-    fn run_us_again(&self, words: &[String]) -> Result<(), String> {
+    /// Runs this binary again, with the servers' addresses in its environment.
+    fn run_this_again(&self, words: &[String]) -> Result<(), String> {
         let file = std::fs::read_to_string(format!("{}/env", self.0)).map_err(|error| error.to_string())?;
         let variables = file.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
-        let us = std::env::current_exe().map_err(|error| error.to_string())?;
+        let this = std::env::current_exe().map_err(|error| error.to_string())?;
         let status =
-            Command::new(us).args(words).envs(variables).status().map_err(|error| error.to_string())?;
-        if status.success() { Ok(()) } else { Err("it failed".to_owned()) }
+            Command::new(this).args(words).envs(variables).status().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err("the bench failed".to_owned()) }
     }
 }
 

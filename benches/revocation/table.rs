@@ -1,4 +1,4 @@
-//! What is printed.
+//! The report: tables, and a JSON object.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub(crate) fn print(outcomes: &[Outcome]) {
         println!(
             "| {} | {} | {} | {rate:.0} | {:.0} | {:.0} | {:.0} | {last_plaintext:.0} | {:.0} | {late} | {:.0} | {:.0} |",
             outcome.provider,
-            outcome.cause.name(),
+            outcome.outage.name(),
             outcome.trials.len(),
             refused.p50,
             refused.p99,
@@ -33,53 +33,55 @@ pub(crate) fn print(outcomes: &[Outcome]) {
     }
     println!();
     for outcome in outcomes {
-        let books = &outcome.books;
+        let integrity = &outcome.integrity;
         println!(
             "{}, {}: {} encryptions acknowledged, {} lost, {} doubled; {} audit entries, {} wrong; {} calls shed",
             outcome.provider,
-            outcome.cause.name(),
-            books.written,
-            books.lost,
-            books.doubled,
-            books.entries,
-            books.wrong_entries,
+            outcome.outage.name(),
+            integrity.written,
+            integrity.lost,
+            integrity.doubled,
+            integrity.entries,
+            integrity.wrong_entries,
             outcome.shed
         );
     }
 }
 
-/// All, and the same by provider and by switch.
+/// One object with the summary of all outcomes, and of each provider and switch.
 pub(crate) fn json(outcomes: &[Outcome], seed: u64) -> Value {
     let providers: Map<String, Value> = PROVIDERS
         .iter()
-        .map(|provider| (provider, of(outcomes, |one| one.provider == *provider)))
-        .filter(|(_, of_it)| !of_it.is_empty())
-        .map(|(provider, of_it)| {
-            let switches: Map<_, _> =
-                of_it.iter().map(|one| (one.cause.name().to_owned(), Summary::of(&[one]).json())).collect();
-            let mut value = Summary::of(&of_it).json();
+        .map(|provider| (provider, selected(outcomes, |one| one.provider == *provider)))
+        .filter(|(_, outcomes)| !outcomes.is_empty())
+        .map(|(provider, outcomes)| {
+            let switches: Map<_, _> = outcomes
+                .iter()
+                .map(|one| (one.outage.name().to_owned(), Summary::of(&[one]).json()))
+                .collect();
+            let mut value = Summary::of(&outcomes).json();
             value["switches"] = switches.into();
             ((*provider).to_owned(), value)
         })
         .collect();
-    let mut value = Summary::of(&of(outcomes, |_| true)).json();
+    let mut value = Summary::of(&selected(outcomes, |_| true)).json();
     value["seed"] = seed.into();
     value["providers"] = providers.into();
     value
 }
 
-fn of(outcomes: &[Outcome], which: impl Fn(&Outcome) -> bool) -> Vec<&Outcome> {
+fn selected(outcomes: &[Outcome], which: impl Fn(&Outcome) -> bool) -> Vec<&Outcome> {
     outcomes.iter().filter(|one| which(one)).collect()
 }
 
-/// Of all trials of some outcomes, in milliseconds.
+/// The summary of all trials of some outcomes; times are in milliseconds.
 struct Summary {
     trials: usize,
     refused: Spread,
     refused_since_asked: Spread,
     last_plaintext: f64,
     recovered: Spread,
-    /// The shortest.
+    /// The shortest bound.
     bound: f64,
     late: u64,
     rate: f64,
@@ -110,9 +112,9 @@ impl Summary {
             bound: outcomes.iter().map(|one| milliseconds(one.bound)).fold(f64::INFINITY, f64::min),
             late: trials.iter().map(|trial| trial.late).sum(),
             rate: trials.iter().map(|trial| trial.rate).sum::<f64>() / trials.len() as f64,
-            lost: outcomes.iter().map(|one| one.books.lost).sum(),
-            doubled: outcomes.iter().map(|one| one.books.doubled).sum(),
-            wrong_entries: outcomes.iter().map(|one| one.books.wrong_entries).sum(),
+            lost: outcomes.iter().map(|one| one.integrity.lost).sum(),
+            doubled: outcomes.iter().map(|one| one.integrity.doubled).sum(),
+            wrong_entries: outcomes.iter().map(|one| one.integrity.wrong_entries).sum(),
             shed: outcomes.iter().map(|one| one.shed).sum(),
         }
     }
@@ -138,7 +140,7 @@ impl Summary {
 }
 
 impl Spread {
-    /// By nearest rank.
+    /// The percentiles of these times, by nearest rank.
     fn of(mut times: Vec<f64>) -> Self {
         times.sort_unstable_by(f64::total_cmp);
         let at = |share: f64| {

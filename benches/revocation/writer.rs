@@ -1,5 +1,6 @@
-//! The one who writes meanwhile. While records are hot it encrypts known ones, which asks nothing of the KMS; while the key
-//! is off and coming back, new ones. What was acknowledged has to be there in the end.
+//! The writer, which encrypts during the trials. While the key is on it encrypts known records,
+//! which need no KMS; while the key is off or coming back it encrypts new ones. Everything that was
+//! acknowledged must exist at the end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -22,7 +23,7 @@ pub(crate) struct Writer {
 
 #[derive(Default)]
 struct State {
-    fresh: AtomicBool,
+    new_records: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -31,7 +32,7 @@ pub(crate) struct Written {
     pub(crate) record: String,
     pub(crate) plaintext: String,
     pub(crate) ciphertext: String,
-    /// Whether nobody else ever named the record.
+    /// Whether the record is new, not one of the hot records.
     pub(crate) fresh: bool,
 }
 
@@ -42,12 +43,12 @@ impl Writer {
         Self { state, task }
     }
 
-    /// Whether it encrypts new records from now on.
-    pub(crate) fn fresh(&self, fresh: bool) {
-        self.state.fresh.store(fresh, Relaxed);
+    /// Sets whether it encrypts new records from now on.
+    pub(crate) fn set_new_records(&self, new_records: bool) {
+        self.state.new_records.store(new_records, Relaxed);
     }
 
-    /// All that was acknowledged.
+    /// Stops the writer and gives all acknowledged encryptions.
     pub(crate) async fn stop(self) -> Vec<Written> {
         self.state.stop.store(true, Relaxed);
         self.task.await.expect("it does not panic")
@@ -61,7 +62,7 @@ async fn write(server: Arc<TestServer>, state: Arc<State>) -> Vec<Written> {
         if state.stop.load(Relaxed) {
             break;
         }
-        let fresh = state.fresh.load(Relaxed);
+        let fresh = state.new_records.load(Relaxed);
         let record = if fresh { format!("new-{number}") } else { hot(number) };
         let plaintext = format!("number {number}");
         let body = json!({ "plaintext": plaintext, "context": { "record_id": record } });

@@ -1,14 +1,15 @@
-//! How much one tenant's latency depends on the faults of other tenants: one server over a real PostgreSQL serves four tenants;
-//! the latency of one of them is measured alone, and beside the others with their faults. See `docs/performance.md`.
+//! How much one tenant's latency depends on the faults of other tenants: one server over a real
+//! PostgreSQL serves four tenants; the latency of one of them is measured alone, and beside the
+//! others with their faults. See `docs/performance.md`.
 //!
 //! ```text
 //! scripts/servers install                         once
 //! cargo bench --bench tenants                     five pairs, about four minutes
 //! cargo bench --bench tenants -- --json           and one JSON object on the last line
-//! cargo bench --bench tenants -- --quick          one pair of 2 s measurements: does it run at all?
+//! cargo bench --bench tenants -- --quick          one pair of 2 s each: does it run at all?
 //! cargo bench --bench tenants -- --only hung      beside one neighbour: hung, damaged or rotating
 //! cargo bench --bench tenants -- --pairs N        so many pairs
-//! cargo bench --bench tenants -- --rate N         calls per second, instead of half of the capacity
+//! cargo bench --bench tenants -- --rate N         calls per second; default: half of the capacity
 //! ```
 
 #[path = "../../tests/it/support/mod.rs"]
@@ -29,7 +30,7 @@ use std::time::Duration;
 use server::{NEIGHBOURS, Server};
 use table::Report;
 
-/// How much is measured.
+/// The size of a run.
 pub(crate) struct Plan {
     /// The duration of each measurement.
     pub(crate) window: Duration,

@@ -1,5 +1,6 @@
-//! An open-loop load: each call begins when it is due, whether or not the calls before it have been answered. If the server
-//! stalls for a second, every call that was due in that second has a long latency, not only the first.
+//! An open-loop load: each call begins when it is due, whether or not the calls before it have been
+//! answered. If the server stalls for a second, every call that was due in that second has a long
+//! latency, not only the first.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,7 +27,8 @@ where
     F: Future<Output = Result<(), ErrorCode>> + Send + 'static,
 {
     let runtime = Handle::current();
-    // A thread of its own keeps the schedule: the runtime's timers have a resolution of 1 ms, and are late when it is busy.
+    // A thread of its own keeps the schedule: the runtime's timers have a resolution of 1 ms, and
+    // are late when it is busy.
     let schedule = tokio::task::spawn_blocking(move || {
         let mut calls = JoinSet::new();
         let begin = Instant::now();

@@ -1,5 +1,6 @@
-//! One pair of measurements: the measured tenant alone, and right after that beside the neighbours with their faults. Each pair
-//! has a server and a database of its own, because the faults cannot be undone.
+//! One pair of measurements: the measured tenant alone, and right after that beside the neighbours
+//! with their faults. Each pair has a server and a database of its own, because the faults cannot
+//! be undone.
 
 use std::time::Duration;
 
@@ -9,9 +10,11 @@ use crate::Plan;
 use crate::open_loop::{Answers, open_loop};
 use crate::server::Server;
 
-/// The calls per second of each neighbour. At the rate of the measured tenant, they would only show that two cores are shared.
+/// The calls per second of each neighbour. At the rate of the measured tenant, they would only show
+/// that two cores are shared.
 pub(crate) const NEIGHBOUR_RATE: f64 = 50.0;
-/// The time between the beginning of the faults and the measurement, in which the first requests to the KMS time out.
+/// The time between the beginning of the faults and the measurement, in which the first requests to
+/// the KMS time out.
 const LEAD: Duration = Duration::from_secs(6);
 
 pub(crate) struct Pair {

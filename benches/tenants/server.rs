@@ -19,7 +19,7 @@ pub(crate) const MEASURED: &str = "measured";
 /// The tenants with faults: a KMS that hangs, a damaged log, and a rotation without end.
 pub(crate) const NEIGHBOURS: [&str; 3] = ["hung", "damaged", "rotating"];
 
-/// The places of two tenants in the list of all, from which their uids are made.
+/// The numbers of two tenants in the list of all, from which their uids are made.
 const DAMAGED: u8 = 3;
 const ROTATING: u8 = 4;
 const DAMAGE_EVERY: Duration = Duration::from_millis(300);
@@ -128,7 +128,8 @@ impl Client {
         self.several.decrypt_as(&caller, &self.token, RECORD).await
     }
 
-    /// Decrypts in every other call, and else encrypts for a new record, whose DEK the KMS has to wrap.
+    /// Decrypts in every other call, and otherwise encrypts for a new record, whose DEK the KMS has
+    /// to wrap.
     pub(crate) async fn decrypt_or_encrypt(&self, number: u64) -> Result<(), ErrorCode> {
         if number.is_multiple_of(2) {
             return self.decrypt().await;

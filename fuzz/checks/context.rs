@@ -1,10 +1,11 @@
-//! What must hold for a context of any pairs. The including file brings `crypto` into scope.
+//! The properties of a context of any pairs. The including file brings `crypto` into scope.
 
 use std::collections::BTreeMap;
 
 use super::crypto::{Context, ContextError, MAX_CONTEXT_BYTES, MAX_CONTEXT_PAIRS};
 
-/// Panics when something does not hold. Every line of `data` is a pair, `key=value`; a line without `=` has no value.
+/// Panics if a property does not hold. Every line of `data` is a pair, `key=value`; a line without
+/// `=` has no value.
 pub(super) fn check(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let pairs: Vec<(&str, &str)> =
@@ -35,11 +36,11 @@ fn pairs_of<'a>(map: &BTreeMap<&'a str, &'a str>) -> Vec<(&'a str, &'a str)> {
     map.iter().map(|(key, value)| (*key, *value)).collect()
 }
 
-/// Reads a canonical encoding; the product itself never needs to.
+/// Decodes a canonical encoding, which the product itself never needs to do.
 fn decode(mut encoding: &[u8]) -> Vec<(&str, &str)> {
     let count = number(&mut encoding);
     let pairs = (0..count).map(|_| (string(&mut encoding), string(&mut encoding))).collect();
-    assert!(encoding.is_empty(), "nothing stands after the last pair");
+    assert!(encoding.is_empty(), "nothing comes after the last pair");
     pairs
 }
 

@@ -1,6 +1,7 @@
-//! What must hold when any text is taken for Hasura's JWT configuration. The including file brings `auth` into scope.
+//! The properties of the parser of Hasura's JWT configuration, for any text. The including file
+//! brings `auth` into scope.
 //!
-//! A text that begins with `[` is taken for the list of several configurations.
+//! A text that begins with `[` is read as a list of configurations.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::config::Jwt;
 use super::crypto::SecretText;
 use super::model::Timestamp;
 
-/// Panics when something does not hold.
+/// Panics if a property does not hold.
 pub(super) fn check(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let secret = SecretText::new(text.clone().into_owned());
@@ -21,7 +22,7 @@ pub(super) fn check(data: &[u8]) {
         variables: Vec::new(),
         lasts: Duration::from_secs(60),
     };
-    // A token is given out only after the configuration has verified it, so this walks both ways.
+    // `mint` verifies the token that it has signed, so this covers both directions.
     match mint(&setting, &claims, Timestamp(1_795_428_000_000_000)) {
         Ok(token) => assert_eq!(token.matches('.').count(), 2),
         Err(MintError::Configuration(problems)) => {

@@ -1,8 +1,8 @@
-//! What must hold when any text is taken for a token. The including file brings `crypto` into scope.
+//! The properties of the token parser, for any text. The including file brings `crypto` into scope.
 
 use super::crypto::{Binding, Context, Dek, Token, TokenError, open, seal};
 
-/// Panics when something does not hold.
+/// Panics if a property does not hold.
 pub(super) fn check(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match Token::parse(&text) {
@@ -10,7 +10,7 @@ pub(super) fn check(data: &[u8]) {
             assert_eq!(token.encode(), text, "a token has one spelling");
             let dek = Dek::from_slice(&[7; 32]).expect("it has 32 bytes");
             let binding = Binding::new(&[1; 16], &token.dek_id, &Context::empty().digest());
-            // Whatever opens is what we would have sealed: the same commitment, and as long.
+            // If it opens, sealing the plaintext gives the same commitment and the same length.
             if let Ok(plaintext) = open(&dek, &binding, &token) {
                 let sealed = seal(&dek, &binding, &token.dek_id, plaintext.expose());
                 assert_eq!(sealed.commitment, token.commitment);
@@ -18,7 +18,7 @@ pub(super) fn check(data: &[u8]) {
             }
         }
         Err(TokenError::NotAToken | TokenError::UnsupportedVersion) => {
-            assert!(!text.starts_with(Token::PREFIX), "what has the prefix is taken for a token");
+            assert!(!text.starts_with(Token::PREFIX), "a text with the prefix is read as a token");
         }
         Err(TokenError::NotCanonical) => assert!(text.len() <= Token::MAX_TEXT_BYTES),
         Err(TokenError::Truncated) => assert!(text.len() < Token::PREFIX.len() + 102),

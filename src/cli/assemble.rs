@@ -310,8 +310,8 @@ pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
     })
 }
 
-/// Builds the checkpoints of all tenants' logs. If `kms_log` is given, they are also published in the
-/// log of each tenant's KMS. Reads and sends nothing.
+/// Builds the checkpoints of all tenants' logs. If `kms_log` is given, they are also published in
+/// the log of each tenant's KMS. Reads and sends nothing.
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,

@@ -39,7 +39,7 @@ const OF_A_SERVER: [&str; 5] = [
     "HASURA_GRAPHQL_JWT_SECRET",
     "HASURA_GRAPHQL_JWT_SECRETS",
 ];
-/// In development, the role `user` may use its own records.
+/// The permissions in development: the role `user` may use its own records.
 const PERMISSIONS: &str = "\
 # Who may do what under `byok dev`; edits take effect within seconds.
 roles:
@@ -50,17 +50,17 @@ roles:
     decrypt: { when: { context.record_id: { _eq: X-Hasura-User-Id } } }
 ";
 
-/// How to serve.
+/// The options of `byok dev`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container, port 0 for any that is free
+    /// The address to listen on; 0.0.0.0:3741 for a Hasura in a container, port 0 for any free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value_t = Server::DEFAULT_LISTEN)]
     listen: SocketAddr,
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut env = Env::of_process().with("BYOK_LISTEN", &arguments.listen.to_string());
-    refuse_a_servers(&env)?;
+    refuse_server_environment(&env)?;
     let folder = Path::new(FOLDER);
     let failed = |error: std::io::Error| Failure::Running(format!("./{FOLDER}: {error}"));
     if !folder.exists() {
@@ -76,21 +76,21 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     if env.get("BYOK_PERMISSIONS_FILE").is_none() {
         let path = folder.join("permissions.yaml");
-        keep(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
+        read_or_create(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
         env = env.with("BYOK_PERMISSIONS_FILE", &path.display().to_string());
     }
-    let made =
+    let new_secret =
         || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
-    let text = keep(&folder.join("jwt-secret.json"), made).map_err(failed)?;
+    let text = read_or_create(&folder.join("jwt-secret.json"), new_secret).map_err(failed)?;
     env = env.with("HASURA_GRAPHQL_JWT_SECRET", &text);
     if !env.is_set("BYOK_AUDIT_SIGNING_KEY") {
         let path = folder.join("audit-signing-key.pem");
-        keep(&path, || Ed25519SigningKey::generate_pem().expose().to_owned()).map_err(failed)?;
+        read_or_create(&path, || Ed25519SigningKey::generate_pem().expose().to_owned()).map_err(failed)?;
         env = env.with("BYOK_AUDIT_SIGNING_KEY_FILE", &path.display().to_string());
     }
     if !env.is_set("BYOK_ROW_MAC_KEY") {
         let path = folder.join("row-mac-key");
-        keep(&path, || RowMacKey::generate().expose().to_owned()).map_err(failed)?;
+        read_or_create(&path, || RowMacKey::generate().expose().to_owned()).map_err(failed)?;
         env = env.with("BYOK_ROW_MAC_KEY_FILE", &path.display().to_string());
     }
     let defaults = Defaults {
@@ -108,12 +108,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Refuses the environment of a server, where a printed token would be valid.
-fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
-    let is_a_servers =
+fn refuse_server_environment(env: &Env) -> Result<(), Failure> {
+    let is_of_a_server =
         |name: &&&str| env.is_set(name) && !(**name == "BYOK_PROVIDER" && env.get(name) == Some("local"));
     let problem = "is set: `byok dev` makes and prints tokens, with a database, a key and a JWT secret of its own; unset it, or \
                    run `byok serve`";
-    let errors = OF_A_SERVER.iter().filter(is_a_servers);
+    let errors = OF_A_SERVER.iter().filter(is_of_a_server);
     let errors: Vec<ConfigError> = errors
         .map(|name| ConfigError { variable: (*name).to_owned(), problem: problem.to_owned() })
         .collect();
@@ -122,7 +122,7 @@ fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
 
 /// Returns the text of a file that only its owner may read, and creates the file if it does not
 /// exist.
-fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
+fn read_or_create(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             let text = make();
@@ -138,9 +138,10 @@ fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
 
 /// Returns the address that a browser on this machine can open for the bound address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
-    match listen.ip().is_unspecified() {
-        true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port()),
-        false => listen,
+    if listen.ip().is_unspecified() {
+        SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port())
+    } else {
+        listen
     }
 }
 

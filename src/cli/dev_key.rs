@@ -13,7 +13,7 @@ use crate::kms::LocalKey;
 
 const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
 
-/// What to do with the key.
+/// The change of the key.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             key.disable().map_err(failed)?;
             println!("The key in {path} is turned off.");
             println!(
-                "Within {} s a running server refuses every use of it, what it has in memory included: 403 KMS_ACCESS_DENIED.",
+                "Within {} s a running server refuses every use of it, even with DEKs that are in memory: 403 KMS_ACCESS_DENIED.",
                 seconds(guard.bound())
             );
         }
@@ -59,8 +59,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             key.enable().map_err(failed)?;
             println!("The key in {path} is turned on.");
             println!(
-                "A running server uses it again once it has worked for {} s, counted from the next probe: when somebody asks, \
-                 or within 30 s; longer where it was turned off again and again.",
+                "A running server probes it at the next call, or within 30 s without one, and uses it again once it has \
+                 worked for {} s (longer if it was turned off several times).",
                 seconds(guard.resume_after)
             );
         }

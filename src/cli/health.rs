@@ -16,7 +16,7 @@ use crate::crypto::SecretText;
 /// The time limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whom to ask, and what.
+/// The server to ask, and the kind of health to ask for.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The server [default: this machine, at the port of BYOK_LISTEN]
@@ -46,7 +46,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => this_machine()?,
     };
     let path = if arguments.key { "byok/health" } else { "health" };
-    let url = base.join(path).map_err(|_| Failure::Running(format!("{base} is no address of a server")))?;
+    let url =
+        base.join(path).map_err(|_| Failure::Running(format!("{base} is not the address of a server")))?;
     let client = reqwest::Client::builder().timeout(PATIENCE).redirect(redirect::Policy::none()).no_proxy();
     // No certificate is valid for a loopback address. Nothing secret is sent, and nobody else
     // listens there.
@@ -60,9 +61,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let response = request.send().await.map_err(|_| Failure::Running(format!("{url} does not answer")))?;
     let status = response.status().as_u16();
     let answer = response.bytes().await.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
-    let answer = answer.ok_or_else(|| {
-        Failure::Running(format!("{url} answers {status}, which is not an answer of byok's"))
-    })?;
+    let answer = answer
+        .ok_or_else(|| Failure::Running(format!("{url} answers {status}, which is not an answer of byok")))?;
     let line = summary(&answer);
     match (arguments.json, status) {
         (true, _) => println!("{answer}"),
@@ -82,10 +82,7 @@ fn this_machine() -> Result<Url, Failure> {
     let listen = Server::read_listen(&mut reader);
     let scheme = if reader.text("BYOK_TLS_CERT_FILE").is_some() { "https" } else { "http" };
     let errors = reader.into_errors();
-    match errors.is_empty() {
-        true => Ok(url_of(scheme, listen)),
-        false => Err(Failure::Configuration(errors)),
-    }
+    if errors.is_empty() { Ok(url_of(scheme, listen)) } else { Err(Failure::Configuration(errors)) }
 }
 
 /// Returns the URL at which a server with this listen address is reached from the same machine.
@@ -137,13 +134,13 @@ mod tests {
     fn an_answer_is_a_line() {
         let serves = json!({ "status": "OK", "migrations": { "applied": 8, "expected": 8 } });
         assert_eq!(summary(&serves), "OK, 8 of 8 migrations applied");
-        let dark = json!({
+        let revoked = json!({
             "status": "REVOKED", "error": "KMS_ACCESS_DENIED", "key_version": "byok/1", "posture": null,
             "last_success_seconds_ago": 4.25,
         });
         let expected =
             "REVOKED, error KMS_ACCESS_DENIED, key version byok/1, the key was last shown to work 4.2 s ago";
-        assert_eq!(summary(&dark), expected);
+        assert_eq!(summary(&revoked), expected);
         assert_eq!(summary(&json!([])), "no status");
     }
 }

@@ -15,11 +15,10 @@ const ALL_USERS: [&str; 3] = ["0", "0", "4294967295"];
 pub(super) fn lock() {
     use rustix::mm::{MlockAllFlags, mlockall};
     if !may_lock() {
-        match swap_is_on() {
-            true => {
-                warn!("memory is not locked, and swap is on: DEKs in use can reach a disk; see `byok doctor`")
-            }
-            false => info!("memory is not locked; there is no swap that it could reach"),
+        if swap_is_on() {
+            warn!("memory is not locked, and swap is on: DEKs in use can reach a disk; see `byok doctor`");
+        } else {
+            info!("memory is not locked; there is no swap that it could reach");
         }
         return;
     }

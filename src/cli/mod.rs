@@ -4,12 +4,12 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | the command failed; the message says why. `audit verify`: the log does not hold. `rotate`: not done |
+//! | 1 | the command failed: the log does not hold (`audit verify`), not done (`rotate`), … |
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has errors; each is named with its variable or file |
-//! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
-//! | 5 | the KMS refuses the use of the key; work that was begun is kept, and continues when the key is back |
-//! | 6 | the database's schema is not one that this binary reads: nothing was checked |
+//! | 4 | `doctor` found a fault, or a `drill` a plaintext that came too late |
+//! | 5 | the KMS refuses the key; work that was begun continues when the key is back |
+//! | 6 | this binary cannot read the database's schema: nothing was checked |
 //! | 141 | the reader of standard output closed it before the end |
 
 #[macro_use]
@@ -54,7 +54,8 @@ struct CommandLine {
 enum Command {
     /// Serve GraphQL and REST
     Serve,
-    /// Serve everything on this machine with no configuration: an SQLite file and a local key under ./.byok
+    /// Serve everything on this machine with no configuration: an SQLite file and a local key under
+    /// ./.byok
     Dev(dev::Arguments),
     /// Turn the key of `byok dev` off and on, or make a new version of it
     DevKey(dev_key::Arguments),
@@ -62,8 +63,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
-    /// The audit log: verify it, export it, compare it with the KMS's log; its keys; legal hold, erasure, retention; the
-    /// recovery after a restore
+    /// The audit log: verify it, export it, compare it with the KMS's log; its keys; legal hold,
+    /// erasure, retention; the recovery after a restore
     Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),
@@ -71,9 +72,11 @@ enum Command {
     Policy(policy::Arguments),
     /// Mint a JWT for development
     Token(token::Arguments),
-    /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
+    /// Check configuration, database, roles and key, and say what is wrong, what that leaves
+    /// unprotected, and what to do
     Doctor,
-    /// Query the health of a running server, as a container's health check does; exit code 1 if it is not healthy
+    /// Query the health of a running server, as a container's health check does; exit code 1 if it
+    /// is not healthy
     Health(health::Arguments),
     /// Rehearse the kill switch on a running server with the real key, and write a signed report
     Drill(Box<drill::Arguments>),

@@ -1,4 +1,4 @@
-//! `byok schema`: prints the interfaces of the front ends.
+//! `byok schema`: prints the interfaces of the fronts, and the table of error codes.
 
 use clap::Args;
 
@@ -6,7 +6,7 @@ use super::Failure;
 use crate::model::ErrorCode;
 use crate::{graphql, rest};
 
-/// What to print.
+/// The document to print; the GraphQL schema by default.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The OpenAPI document of the REST front instead
@@ -29,15 +29,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Generates `docs/errors.md` from the single table of error codes.
 fn errors() -> String {
     let mut text = String::from(
-        "# Error codes\n\nWhat each error code means, and what to do about it; for callers and operators of byok.\n\
-         Made by `byok schema --errors` from the table that both fronts use; a test keeps them the same.\n\n\
-         REST answers a problem document (RFC 9457) with the status below; GraphQL puts the code into `extensions.code`, or\n\
-         into `error.code` of an item, beside `retryable`. GraphQL's own status is 200 for all that could be read as a request;\n\
-         a client that accepts `application/graphql-response+json` gets that media type, and the status below if nothing ran.\n\
-         The lower-case ones are Hasura's own.\n\n\
-         An error names the wrong part of the request where it can: REST's `field`, GraphQL's `extensions.field` and an item's\n\
-         `error.field` hold a path of the interface's own names and of indexes in lists, such as `items[3].context`,\n\
-         `byokAudit.filter.from`, or `$items[0].encoding` in a variable. No error holds a value of a request.\n\n\
+        "# Error codes\n\nThe meaning of each error code and what to do about it, for callers and operators of byok. This page is made by\n\
+         `byok schema --errors` from the table that both REST and GraphQL use, and a test compares the two.\n\n\
+         REST answers with a problem document (RFC 9457) and the status below. GraphQL has the code in `extensions.code`, or in\n\
+         an item's `error.code`, next to `retryable`. GraphQL's own status is 200 for every request that could be read. A client\n\
+         that accepts `application/graphql-response+json` gets that media type, and the status below if nothing ran. Codes in\n\
+         lower case are Hasura's.\n\n\
+         An error names the wrong part of the request, if that is known. REST's `field`, GraphQL's `extensions.field` and an\n\
+         item's `error.field` contain a path of the interface's names and of indexes in lists, such as `items[3].context`,\n\
+         `byokAudit.filter.from`, or `$items[0].encoding` in a variable. No error contains a value of the request.\n\n\
          | code | HTTP | a retry helps | what it means | what to do |\n|---|---|---|---|---|\n",
     );
     for code in ErrorCode::ALL {

@@ -19,7 +19,7 @@ use crate::config::{Config, Defaults, Env, Tls};
 use crate::server::RequestRuntime;
 use crate::{server, telemetry};
 
-/// How long the shutdown waits for the last entries, after the drain time.
+/// The time that the shutdown waits for the last entries, after the drain time.
 const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {
@@ -87,9 +87,9 @@ where
     };
     let (mut upkeep, mut working) = (None, None);
     let begun = match opened {
-        Some(Ok(keeping)) => {
+        Some(Ok(task)) => {
             info!("ready");
-            upkeep = Some(keeping);
+            upkeep = Some(task);
             working = Some(jobs.start(stop.clone()));
             ready(app.clone(), address).await
         }

@@ -10,7 +10,7 @@ use crate::auth::{MintClaims, mint};
 use crate::config::{Auth, ConfigError, Env, Reader};
 use crate::model::{Clock as _, SystemClock};
 
-/// What the token says.
+/// The content of the token.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The default role; allowed as well
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// Another session variable, such as x-hasura-org-id=7
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = pair)]
     claims: Vec<(String, String)>,
-    /// How long it is valid, in seconds
+    /// The time that it is valid, in seconds
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     ttl: u64,
 }
@@ -33,9 +33,10 @@ pub(super) struct Arguments {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("takes NAME=VALUE")?;
     let name = name.to_ascii_lowercase();
-    match name.starts_with("x-hasura-") {
-        true => Ok((name, value.to_owned())),
-        false => Err("the name of a session variable begins with x-hasura-".to_owned()),
+    if name.starts_with("x-hasura-") {
+        Ok((name, value.to_owned()))
+    } else {
+        Err("the name of a session variable begins with x-hasura-".to_owned())
     }
 }
 

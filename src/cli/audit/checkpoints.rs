@@ -17,13 +17,13 @@ use crate::jobs::RestoreFailed;
 
 use super::of_tenant::OfTenant;
 
-/// Which keys.
+/// The keys to print, or the key to make.
 #[derive(Args)]
 pub(super) struct Key {
     #[command(flatten)]
     of: OfTenant,
-    /// The number of one log of the tenant: each restore opens another one. Default: all that the database has, or 1 if no
-    /// database is configured
+    /// The number of one log of the tenant: each restore opens another one. Default: all that the
+    /// database has, or 1 if no database is configured
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     log: Option<u32>,
     /// Make a key, write it to this new file, and print its public key
@@ -31,7 +31,7 @@ pub(super) struct Key {
     generate: Option<PathBuf>,
 }
 
-/// What was restored.
+/// The tenant whose log was restored, and the operator.
 #[derive(Args)]
 pub(super) struct Restored {
     #[command(flatten)]
@@ -39,7 +39,8 @@ pub(super) struct Restored {
     /// Who does this; recorded as the user of the entries
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
-    /// Open another log even if nothing is known to be lost, or a destination of checkpoints cannot be read
+    /// Open another log even if nothing is known to be lost, or a destination of checkpoints cannot
+    /// be read
     #[arg(long)]
     anyway: bool,
 }
@@ -150,7 +151,7 @@ pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
 fn failed(failed: RestoreFailed) -> Failure {
     Failure::Running(match failed {
         RestoreFailed::NothingLost => {
-            "the log holds all that was published; nothing was changed (`--anyway` opens another log nevertheless)"
+            "the log contains all that was published; nothing was changed (`--anyway` opens another log nevertheless)"
                 .to_owned()
         }
         RestoreFailed::Unread(kind) => {

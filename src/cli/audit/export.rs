@@ -20,7 +20,7 @@ use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use crate::store::{Change, EntryRow};
 use crate::verify::{Export, ExportError, Wanted};
 
-/// What to export.
+/// The part of the log to export, and the file to export it to.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -40,7 +40,8 @@ pub(super) struct Arguments {
     /// A checkpoint that the auditor has: the bundle then proves that the log extends it
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// A public key to put into the bundle: `NAME+ID+KEY`, or a file with such keys; may be repeated
+    /// A public key to put into the bundle: `NAME+ID+KEY`, or a file with such keys; may be
+    /// repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
     /// Who exports; recorded as the user of the entry

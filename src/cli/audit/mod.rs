@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 
-/// What to do with the log.
+/// The command on the log.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -26,23 +26,27 @@ pub(super) struct Arguments {
 enum What {
     /// Verify the log in the database: every entry, the tree, the checkpoints, and the rows of DEKs
     Verify(verify::Arguments),
-    /// Write a part of the log, with its proofs, as a bundle that verifies without us
+    /// Write a part of the log, with its proofs, as a bundle that can be verified without us
     Export(export::Arguments),
     /// Verify a bundle: needs no server, no database and no configuration
     VerifyBundle(verify_bundle::Arguments),
-    /// Print the public keys that verify checkpoints, for auditors to pin; or make a key that signs checkpoints
+    /// Print the public keys that verify checkpoints, for auditors to pin; or make a key that signs
+    /// checkpoints
     Key(checkpoints::Key),
-    /// After a restore of the database: end the log that is behind what was published, and open another that names it
+    /// After a restore of the database: end the log that is behind what was published, and open
+    /// another that names it
     Restored(checkpoints::Restored),
-    /// Keep all entries whatever their age, and erase nothing: legal hold
+    /// Legal hold: keep all entries whatever their age, and erase nothing
     Hold(admin::Hold),
     /// Set a personal value to null wherever the log has it; the log still verifies
     Erase(admin::Erase),
     /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
     Prune(admin::Prune),
-    /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost: the log has to hold, and so has each row
+    /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost. The log and each row are
+    /// verified first
     Reseal(reseal::Arguments),
-    /// Compare the log with the KMS's own log, exported to a file: which calls are in only one of them
+    /// Compare the log with the KMS's own log, exported to a file, and show the calls that are in
+    /// only one of them
     Reconcile(reconcile::Arguments),
 }
 

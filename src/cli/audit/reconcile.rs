@@ -25,10 +25,11 @@ const AT_ONCE: u32 = 256;
 /// The number of calls of one kind that are shown; `--json` has more.
 const SHOWN: usize = 50;
 
-/// What to hold against what.
+/// The export to compare with the log, and the terms of the comparison.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The export: CloudTrail, a Vault audit device, Google Cloud or Azure Key Vault; `-` for standard input
+    /// The export: CloudTrail, a Vault audit device, Google Cloud or Azure Key Vault; `-` for
+    /// standard input
     file: PathBuf,
     #[command(flatten)]
     of: OfTenant,
@@ -38,13 +39,15 @@ pub(super) struct Arguments {
     /// The export is complete until this time. Default: until its last record
     #[arg(long, value_name = "TIME", value_parser = time)]
     to: Option<Timestamp>,
-    /// How far the times of an entry and of its call may be apart
+    /// The largest difference between the times of an entry and of its call, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     margin: u64,
-    /// The key's name at the KMS; may be repeated. Default: all keys that the tenant's DEKs were wrapped under
+    /// The key's name at the KMS; may be repeated. Default: all keys that the tenant's DEKs were
+    /// wrapped under
     #[arg(long, value_name = "NAME")]
     key: Vec<String>,
-    /// A principal of byok's at the KMS, in addition to those whose calls are in our log; may be repeated
+    /// A principal of byok's at the KMS, in addition to those whose calls are in our log; may be
+    /// repeated
     #[arg(long, value_name = "PRINCIPAL")]
     own: Vec<String>,
     /// Who does this; recorded as the user of the entry
@@ -61,13 +64,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let margin = Duration::from_secs(arguments.margin);
     let between =
         Between(arguments.from.map(|from| from.minus(margin)), arguments.to.map(|until| until.plus(margin)));
-    let input: Box<dyn Read + Send> = match arguments.file.as_os_str() == "-" {
-        true => Box::new(std::io::stdin()),
-        false => {
-            let opened = File::open(&arguments.file);
-            let path = arguments.file.display();
-            Box::new(opened.map_err(|error| running(format!("{path} cannot be read: {error}")))?)
-        }
+    let input: Box<dyn Read + Send> = if arguments.file.as_os_str() == "-" {
+        Box::new(std::io::stdin())
+    } else {
+        let opened = File::open(&arguments.file);
+        let path = arguments.file.display();
+        Box::new(opened.map_err(|error| running(format!("{path} cannot be read: {error}")))?)
     };
     let read = move || Export::read(BufReader::with_capacity(1 << 20, input), keys, between);
     let export = tokio::task::spawn_blocking(read).await;
@@ -79,19 +81,17 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let report = reconciliation.report();
     // Record who reads the log before anything is shown.
     record(database, &tenant, arguments.by).await?;
-    match arguments.json {
-        true => println!("{:#}", report.json()),
-        false => show(&report),
+    if arguments.json {
+        println!("{:#}", report.json());
+    } else {
+        show(&report);
     }
     if report.calls == 0 && !named.is_empty() {
         let keys = named.join(", ");
         let problem = format!("the export holds no call of the key {keys}: check the name and the export");
         return Err(running(problem));
     }
-    match report.explained() {
-        true => Ok(()),
-        false => Err(running("not all of it is explained".to_owned())),
-    }
+    if report.explained() { Ok(()) } else { Err(running("not all of it is explained".to_owned())) }
 }
 
 async fn keys(database: &dyn Database, tenant: &Tenant, named: &[String]) -> Result<Vec<Arc<str>>, Failure> {
@@ -102,10 +102,10 @@ async fn keys(database: &dyn Database, tenant: &Tenant, named: &[String]) -> Res
         keys.sort();
         keys.dedup();
     }
-    match keys.is_empty() {
-        true => Err(running("the tenant has used no key yet; name one with --key".to_owned())),
-        false => Ok(keys),
+    if keys.is_empty() {
+        return Err(running("the tenant has used no key yet; name one with --key".to_owned()));
     }
+    Ok(keys)
 }
 
 async fn take_entries(
@@ -162,12 +162,11 @@ fn show(report: &Report) {
     line("without an entry", &without_entry(report));
     line("not in our log", &report.unexplained.to_string());
     report.named.iter().take(SHOWN).for_each(stranger);
-    match report.format.joins() {
-        true => {
-            line("not in their log", &report.missing.to_string());
-            report.named_missing.iter().take(SHOWN).for_each(missing);
-        }
-        false => line("not in their log", "not known: this provider answers a call with no id of it"),
+    if report.format.joins() {
+        line("not in their log", &report.missing.to_string());
+        report.named_missing.iter().take(SHOWN).for_each(missing);
+    } else {
+        line("not in their log", "not known: this provider answers a call with no id of it");
     }
     if report.at_the_edge > 0 {
         let count = report.at_the_edge;
@@ -205,10 +204,10 @@ fn without_entry(report: &Report) -> String {
     if report.probes > 0 {
         parts.push(format!("{} marked as probes", report.probes));
     }
-    match parts.is_empty() {
-        true => "0".to_owned(),
-        false => format!("{} (probes, health, DEKs ahead of need)", parts.join(", ")),
+    if parts.is_empty() {
+        return "0".to_owned();
     }
+    format!("{} (probes, health, DEKs ahead of need)", parts.join(", "))
 }
 
 fn stranger(named: &Named) {

@@ -1,4 +1,4 @@
-//! What the commands of `byok audit` print: a progress bar, and the report of a verification.
+//! The output of the commands of `byok audit`: a progress bar, and the report of a verification.
 
 use std::io::Write as _;
 
@@ -23,10 +23,8 @@ pub(super) fn bar(template: &str) -> ProgressBar {
 /// Prints a report. Fails if anything was found.
 pub(super) fn print_report(report: &Report, as_json: bool) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    let printed = match as_json {
-        true => writeln!(out, "{}", json_of(report)),
-        false => write!(out, "{}", text_of(report)),
-    };
+    let printed =
+        if as_json { writeln!(out, "{}", json_of(report)) } else { write!(out, "{}", text_of(report)) };
     printed.map_err(|error| Failure::Running(format!("standard output: {error}")))?;
     match report.findings.len() as u64 + report.more {
         0 => Ok(()),

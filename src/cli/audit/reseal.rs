@@ -18,12 +18,13 @@ use crate::config::Env;
 use crate::model::{Clock, SystemClock};
 use crate::verify::{Trust, verify_log};
 
-/// On whose word, and against what the log is verified before.
+/// The operator, and the keys and checkpoint to verify the log with beforehand.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     of: OfTenant,
-    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such
+    /// keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
     /// A checkpoint that was saved elsewhere

@@ -12,12 +12,13 @@ use crate::cli::{Failure, assemble};
 use crate::config::{Env, Reader, RowMac};
 use crate::verify::{Trust, check_row_macs, verify_log};
 
-/// Against what to verify.
+/// The log to verify, and the keys and checkpoint to verify it with.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     of: OfTenant,
-    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such
+    /// keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
     /// The number of a log, if a restored database continued in another. Default: the current one

@@ -1,5 +1,5 @@
-//! `byok audit verify-bundle`: verifies a bundle with the file and what the auditor knows, and
-//! nothing else.
+//! `byok audit verify-bundle`: verifies a bundle. Needs the file and what the auditor has: public
+//! keys, and a checkpoint if there is one.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -12,13 +12,14 @@ use super::trust::{checkpoint, keys};
 use crate::cli::Failure;
 use crate::verify::{Trust, verify_bundle};
 
-/// What to verify, against what.
+/// The bundle to verify, and the keys and checkpoint to verify it with.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The bundle
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such
+    /// keys; may be repeated
     #[arg(long = "key", value_name = "KEY", required = true)]
     keys: Vec<String>,
     /// A checkpoint that was saved elsewhere

@@ -27,20 +27,20 @@ pub(super) struct DecryptLoad {
 impl DecryptLoad {
     pub(super) fn start(target: Arc<Target>, canary: Arc<Canary>, rate: u64) -> Self {
         let samples = Arc::<Mutex<Vec<Sample>>>::default();
-        let kept = samples.clone();
+        let results = samples.clone();
         let task = tokio::spawn(async move {
             let permits = Arc::new(Semaphore::new(AT_ONCE));
             let pause = Arc::new(AtomicU64::new(1_000 / rate));
             while let Ok(permit) = permits.clone().acquire_owned().await {
-                let (target, canary, kept, slower) =
-                    (target.clone(), canary.clone(), kept.clone(), pause.clone());
+                let (target, canary, results, slower) =
+                    (target.clone(), canary.clone(), results.clone(), pause.clone());
                 tokio::spawn(async move {
                     let sample = target.decrypt(&canary).await;
                     if sample.answer == Answer::Limited {
                         let doubled = |pause: u64| Some((pause * 2).clamp(1, SLOWEST));
                         let _ = slower.fetch_update(Ordering::Relaxed, Ordering::Relaxed, doubled);
                     }
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                     drop(permit);
                 });
                 tokio::time::sleep(Duration::from_millis(pause.load(Ordering::Relaxed))).await;

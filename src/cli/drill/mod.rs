@@ -28,10 +28,10 @@ use server::{Canary, Target};
 use steps::{Drill, shell};
 use verdict::{Answer, Findings, KeySwitch, Sample, Verdict, allowed, judge, round_trips};
 
-/// How long after the bound the drill still looks for a plaintext.
+/// The time after the bound in which the drill still looks for a plaintext.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// What to try, and how the key is turned off.
+/// The options of a drill.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(group = ArgGroup::new("identity").required(true).args(["token", "token_file"]))]
@@ -42,8 +42,8 @@ pub(super) struct Arguments {
     /// The server
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:3741")]
     url: reqwest::Url,
-    /// A JWT or an admin token that may encrypt and decrypt the record; one that may read the audit log puts the incident's
-    /// entry into the report
+    /// A JWT or an admin token that may encrypt and decrypt the record; one that may read the audit
+    /// log puts the incident's entry into the report
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
     /// The same from a file: other users of this machine see command lines
@@ -52,7 +52,8 @@ pub(super) struct Arguments {
     /// The record that is encrypted; a new one when absent
     #[arg(long, value_name = "ID")]
     record_id: Option<String>,
-    /// The command that turns the key off; its duration is measured. Without it, you are asked to do so and to press Enter
+    /// The command that turns the key off; its duration is measured. Without it, you are asked to
+    /// do so and to press Enter
     #[arg(long, value_name = "COMMAND", conflicts_with = "at_refusal")]
     off_command: Option<String>,
     /// The command that turns the key on again
@@ -61,10 +62,10 @@ pub(super) struct Arguments {
     /// Do not wait for Enter; only observe when refusals begin and when they end
     #[arg(long)]
     at_refusal: bool,
-    /// How long the provider may take to apply its own change; added to the server's bound
+    /// The time that the provider may take to apply its own change; added to the server's bound
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     provider_seconds: u64,
-    /// How long to wait for the first refusal, and for the first success after it
+    /// The time to wait for the first refusal, and for the first success after it
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     timeout: u64,
     /// Decrypts per second; fewer once the server limits them
@@ -76,7 +77,8 @@ pub(super) struct Arguments {
     /// The key that signs the report: Ed25519, PKCS#8 in PEM
     #[arg(long, value_name = "FILE")]
     signing_key: Option<PathBuf>,
-    /// Make such a key and write it to this new file; its public key is written next to it, with `.pub`
+    /// Make such a key and write it to this new file; its public key is written next to it, with
+    /// `.pub`
     #[arg(long, value_name = "FILE")]
     new_signing_key: Option<PathBuf>,
 }
@@ -150,7 +152,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let on = on.ok();
     let findings = judge(&samples, off, on, allowed);
     let incidents = new_incidents(before, target.incidents().await, &canary);
-    let told_by = match (&arguments.off_command, arguments.at_refusal) {
+    let confirmed_by = match (&arguments.off_command, arguments.at_refusal) {
         (Some(_), _) => "command",
         (None, true) => "nobody",
         (None, false) => "enter",
@@ -178,12 +180,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "rate_limited": counted(|answer| *answer == Answer::Limited),
             "failed": counted(|answer| matches!(answer, Answer::Failed(_))),
         },
-        "off": started.switch_json(off, told_by),
+        "off": started.switch_json(off, confirmed_by),
         "first_refusal": findings.first_refusal.map(|sample| started.sample_json(sample, off)),
         "last_plaintext": findings.last_plaintext.map(|sample| started.sample_json(sample, off)),
         "bound_counts_from": findings.from.map(|from| started.at(from)),
         "plaintexts_after_bound": findings.plaintexts_after_bound,
-        "on": on.map(|on| started.switch_json(on, told_by_on(&arguments))),
+        "on": on.map(|on| started.switch_json(on, on_confirmed_by(&arguments))),
         "first_success": findings.first_success.zip(on).map(|(sample, on)| started.sample_json(sample, on)),
         "incidents": incidents,
         "verdict": findings.verdict.as_str(),
@@ -204,7 +206,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-fn told_by_on(arguments: &Arguments) -> &'static str {
+fn on_confirmed_by(arguments: &Arguments) -> &'static str {
     match (&arguments.on_command, arguments.at_refusal) {
         (Some(_), _) => "command",
         (None, true) => "nobody",
@@ -286,8 +288,8 @@ fn summary(findings: &Findings<'_>, off: KeySwitch, on: Option<KeySwitch>, allow
     )
 }
 
-/// When the drill began, by both clocks. Times are measured by the clock that nobody can set, and
-/// shown by the other.
+/// The time when the drill began, by both clocks. Times are measured by the clock that nobody can
+/// set, and shown by the other.
 #[derive(Clone, Copy)]
 struct Start {
     boot: BootTime,
@@ -299,8 +301,8 @@ impl Start {
         self.wall.plus(moment.since(self.boot)).to_string()
     }
 
-    fn switch_json(self, switch: KeySwitch, told_by: &str) -> Value {
-        json!({ "told_by": told_by, "begun_at": self.at(switch.begun), "done_at": switch.done.map(|done| self.at(done)) })
+    fn switch_json(self, switch: KeySwitch, confirmed_by: &str) -> Value {
+        json!({ "told_by": confirmed_by, "begun_at": self.at(switch.begun), "done_at": switch.done.map(|done| self.at(done)) })
     }
 
     fn sample_json(self, sample: &Sample, switch: KeySwitch) -> Value {
@@ -322,10 +324,7 @@ impl Start {
 }
 
 fn ms_between(from: BootTime, to: BootTime) -> i64 {
-    match to >= from {
-        true => millis(to.since(from)),
-        false => -millis(from.since(to)),
-    }
+    if to >= from { millis(to.since(from)) } else { -millis(from.since(to)) }
 }
 
 fn millis(duration: Duration) -> i64 {

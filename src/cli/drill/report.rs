@@ -15,7 +15,7 @@ use crate::crypto::{Ed25519SigningKey, Ed25519VerifyingKey, SecretText};
 /// The format of the report. The number changes if the meaning changes.
 pub(super) const FORMAT: &str = "byok-drill/1";
 
-/// Whose report, and by which key.
+/// The report to verify, and the key to verify it with.
 #[derive(Args)]
 pub(super) struct Verify {
     /// The report
@@ -40,7 +40,7 @@ pub(super) fn signing_key(path: &Path) -> Result<Ed25519SigningKey, Failure> {
     let text = std::fs::read_to_string(path).map(SecretText::new);
     let text = text.map_err(|error| Failure::Running(format!("{}: {error}", path.display())))?;
     Ed25519SigningKey::from_pem(&text)
-        .map_err(|_| Failure::Running(format!("{} is no Ed25519 key in PKCS#8 and PEM", path.display())))
+        .map_err(|_| Failure::Running(format!("{} is not an Ed25519 key in PKCS#8 and PEM", path.display())))
 }
 
 /// Returns the path of a report's signature.
@@ -67,14 +67,14 @@ pub(super) fn verify(arguments: &Verify) -> Result<(), Failure> {
     let signed = std::fs::read(&signature).map_err(|error| failed(&signature, error))?;
     let pem = std::fs::read_to_string(key).map_err(|error| failed(key, error))?;
     let key = Ed25519VerifyingKey::from_pem(&pem)
-        .map_err(|_| Failure::Running(format!("{} is no Ed25519 public key in PEM", key.display())))?;
+        .map_err(|_| Failure::Running(format!("{} is not an Ed25519 public key in PEM", key.display())))?;
     if !key.verifies(&bytes, &signed) {
         let problem = "the signature does not belong to this report and this key";
         return Err(Failure::Running(format!("{}: {problem}", report.display())));
     }
     let read: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     if read["format"] != FORMAT || read["public_key"] != key.to_base64() {
-        let problem = "is signed by this key, but is no report of a drill that names it";
+        let problem = "is signed by this key, but is not a report of a drill that names it";
         return Err(Failure::Running(format!("{} {problem}", report.display())));
     }
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_there_is_written_over() {
+    fn an_existing_file_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.json");
         assert!(write_new(&path, b"one", 0o600).is_ok());

@@ -1,5 +1,5 @@
-//! The steps of a drill: what the operator is asked to do, what the drill waits for, and a line in
-//! the terminal that shows it.
+//! The steps of a drill: requests to the operator, waiting for answers of the server, and a line in
+//! the terminal that shows the current step.
 
 use std::process::Stdio;
 use std::time::Duration;

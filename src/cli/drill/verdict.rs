@@ -18,7 +18,7 @@ pub(super) struct Sample {
     pub(super) answer: Answer,
 }
 
-/// How a decrypt ended.
+/// The outcome of a decrypt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The right plaintext came back.
@@ -31,8 +31,8 @@ pub(super) enum Answer {
     Failed(String),
 }
 
-/// When the operator turned the key on or off, as far as known: not before `begun`, and completed
-/// by `done`.
+/// The time when the operator turned the key on or off, as far as it is known: not before `begun`,
+/// and completed by `done`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeySwitch {
     pub(super) begun: BootTime,
@@ -84,7 +84,7 @@ pub(super) fn allowed(provider: Duration, bound: Duration, hot: Duration) -> Dur
 pub(super) struct Findings<'a> {
     pub(super) first_refusal: Option<&'a Sample>,
     pub(super) last_plaintext: Option<&'a Sample>,
-    /// When the bound began: the key was off by then.
+    /// The time from which the bound counts: the key was off by then.
     pub(super) from: Option<BootTime>,
     pub(super) plaintexts_after_bound: usize,
     pub(super) first_success: Option<&'a Sample>,
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drill_passes_when_dark_in_time_and_serving_again() {
+    fn a_drill_passes_when_refused_in_time_and_serving_again() {
         let samples = [
             sample(900, Answer::Plaintext),
             sample(3_900, Answer::Plaintext),
@@ -195,13 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn service_that_does_not_come_back_is_said() {
+    fn service_that_does_not_come_back_has_a_verdict() {
         assert_eq!(verdict(&[sample(2_000, refused())], true).0, Verdict::NotRestored);
         assert_eq!(verdict(&[sample(2_000, refused())], false).0, Verdict::NotRestored);
     }
 
     #[test]
-    fn where_nobody_said_when_the_bound_begins_with_the_first_refusal() {
+    fn without_a_confirmed_time_the_bound_begins_with_the_first_refusal() {
         let off = KeySwitch { begun: at(0), done: None };
         let judge_all = |samples: &[Sample]| judge(samples, off, None, Duration::from_secs(3)).verdict;
         assert_eq!(

@@ -66,7 +66,7 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
             &[trust(role, partition)],
         ),
         None => section(
-            "3. No role is taken: BYOK_AWS_ROLE_ARN is not set. Where the key is a customer's, take one of theirs, with an\n\
+            "3. No role is assumed: BYOK_AWS_ROLE_ARN is not set. If the key is a customer's, use a role of theirs with an\n\
              external id; this command then prints its trust policy. The identity that assumes a role needs, on its side:",
             &[statement(
                 "ByokTakeRole",
@@ -78,7 +78,7 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
     }
     section(
         "Optional, beside 1 (or 2). kms:ListKeyRotations: key versions are numbers (`mrk-…/1`) instead of digits of their\n\
-         key material's id; works only for a role of the key's own account. kms:DescribeKey: `byok doctor` tells apart why\n\
+         key material's id; works only for a role of the key's own account. kms:DescribeKey: `byok doctor` can say why\n\
          a key is refused.",
         &[statement("ByokLook", &OPTIONAL, &arn, None)],
     );

@@ -31,10 +31,10 @@ az role assignment create --role "byok wrap and unwrap" \
   --assignee-object-id "$PRINCIPAL" --assignee-principal-type ServicePrincipal \
   --scope "$VAULT/keys/{name}"
 
-# Instead of both, where the vault still has access policies. They know no single key: this grants every key of the vault.
+# Instead of both, if the vault still has access policies. They cannot name a single key: this grants every key of the vault.
 # az keyvault set-policy --name {holder} --object-id "$PRINCIPAL" --key-permissions wrapKey unwrapKey
 
-# `byok doctor` warns of a key without purge protection, or that expires; it needs to look:
+# `byok doctor` warns of a key without purge protection, or that expires. For that it needs:
 # az role assignment create --role "Key Vault Reader" \
 #   --assignee-object-id "$PRINCIPAL" --assignee-principal-type ServicePrincipal \
 #   --scope "$VAULT/keys/{name}"
@@ -62,7 +62,7 @@ az keyvault role assignment create --hsm-name {holder} --role "byok wrap and unw
   --assignee-object-id "$PRINCIPAL" --assignee-principal-type ServicePrincipal \
   --scope /keys/{name}
 
-# `byok doctor` warns of a key without purge protection, or that expires; it needs to look:
+# `byok doctor` warns of a key without purge protection, or that expires. For that it needs:
 # az keyvault role assignment create --hsm-name {holder} --role "Managed HSM Crypto Auditor" \
 #   --assignee-object-id "$PRINCIPAL" --assignee-principal-type ServicePrincipal \
 #   --scope /keys/{name}

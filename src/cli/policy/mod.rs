@@ -1,6 +1,7 @@
-//! `byok policy PROVIDER`: prints what the customer has to grant byok at their KMS, ready to be
-//! pasted: wrap and unwrap on the configured key, and nothing else. Rights for optional features
-//! are listed separately. The command needs no credential, because the policy has to exist first.
+//! `byok policy PROVIDER`: prints the rights that the customer has to grant byok at their KMS,
+//! ready to be pasted: wrap and unwrap on the configured key, and nothing else. Rights for optional
+//! features are listed separately. The command needs no credential, because the policy has to exist
+//! first.
 
 mod aws;
 mod azure;
@@ -12,7 +13,7 @@ use clap::{Args, ValueEnum};
 use super::Failure;
 use crate::config::{Env, Reader};
 
-/// Of which KMS.
+/// The KMS that the policy is for.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The KMS; the variables that name the key are read from the environment

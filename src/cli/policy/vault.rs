@@ -16,12 +16,12 @@ path "{mount}/decrypt/{key}" {{ capabilities = ["update"] }}
 # Rotation (`byok rotate`, `byokRotate`): Vault re-wraps by itself, so that no plain DEK is seen.
 path "{mount}/rewrap/{key}" {{ capabilities = ["update"] }}
 
-# The token is renewed before it ends, where it has an end. The policy `default` grants both, unless the token was made without it.
+# A token that expires is renewed before. The policy `default` grants both, unless the token was made without it.
 path "auth/token/renew-self" {{ capabilities = ["update"] }}
 path "auth/token/lookup-self" {{ capabilities = ["read"] }}
 
-# `byok doctor` warns of a mount that creates keys by itself, and of a key that is weaker than it should be; it needs to look
-# (remove the # to let it):
+# `byok doctor` warns of a mount that creates keys by itself, and of a key that is weaker than it should be. For that it needs
+# these rights (remove the # to grant them):
 # path "sys/capabilities-self" {{ capabilities = ["update"] }}
 # path "{mount}/config/keys" {{ capabilities = ["read"] }}
 # path "{mount}/keys/{key}" {{ capabilities = ["read"] }}

@@ -29,10 +29,10 @@ use part::{Part, Value};
 
 pub(super) use part::server_config;
 
-/// How often files are checked for changes.
+/// The time between two checks of the files for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the server tries again to reach a database that does not answer at its new URL, and
-/// checks that the thread that reads files is alive.
+/// The time between two attempts to reach a database that does not answer at its new URL, and
+/// between two checks that the thread that reads files is alive.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit for a database to answer at a new URL.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,10 +75,10 @@ pub(super) async fn run(
     if files.is_empty() && hangups.is_none() {
         return;
     }
-    let (asked, asks) = std_mpsc::channel();
+    let (request, requests) = std_mpsc::channel();
     let (sender, mut again) = mpsc::unbounded_channel();
-    let (looked, last_look) = watch::channel(Instant::now());
-    let watch = move || watch_files(&env, files, &asks, &sender, &looked);
+    let (checked, last_check) = watch::channel(Instant::now());
+    let watch = move || watch_files(&env, files, &requests, &sender, &checked);
     if std::thread::Builder::new().name("files".to_owned()).spawn(watch).is_err() {
         return warn!(
             "the thread that checks files could not be started: a changed file takes effect only after a restart"
@@ -92,7 +92,7 @@ pub(super) async fn run(
             () = stop.cancelled() => return,
             () = hangup(&mut hangups) => {
                 info!("SIGHUP: reading all files again");
-                let _ = asked.send(());
+                let _ = request.send(());
             }
             Some(ReadPart { part, variables, value }) = again.recv() => {
                 if part == Part::Database {
@@ -105,7 +105,7 @@ pub(super) async fn run(
                 waiting = running.report(part, &variables, taken).or(waiting);
             }
             _ = ticks.tick() => {
-                let is_late = last_look.borrow().elapsed() > OVERDUE;
+                let is_late = last_check.borrow().elapsed() > OVERDUE;
                 if is_late && !hangs {
                     warn!("files could not be checked for {} s: their file system hangs", OVERDUE.as_secs());
                 }
@@ -134,12 +134,12 @@ async fn hangup(hangups: &mut Option<Signal>) {
 fn watch_files(
     env: &Env,
     mut files: Files,
-    asks: &std_mpsc::Receiver<()>,
+    requests: &std_mpsc::Receiver<()>,
     again: &mpsc::UnboundedSender<ReadPart>,
-    looked: &watch::Sender<Instant>,
+    checked: &watch::Sender<Instant>,
 ) {
     loop {
-        let (changed, everything) = match asks.recv_timeout(CHECK_INTERVAL) {
+        let (changed, everything) = match requests.recv_timeout(CHECK_INTERVAL) {
             Ok(()) => (files.changed_at_once(), true),
             Err(std_mpsc::RecvTimeoutError::Timeout) => (files.changed(), false),
             Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
@@ -149,10 +149,8 @@ fn watch_files(
             let of_part = |names: &[String]| -> Vec<String> {
                 names.iter().filter(|name| Part::of(name) == part).cloned().collect()
             };
-            let variables = match everything && part.is_read_again() {
-                true => of_part(&known),
-                false => of_part(&changed),
-            };
+            let is_asked = everything && part.is_read_again();
+            let variables = of_part(if is_asked { &known } else { &changed });
             if !variables.is_empty() {
                 let value = part.read(env);
                 if again.send(ReadPart { part, variables, value }).is_err() {
@@ -160,7 +158,7 @@ fn watch_files(
                 }
             }
         }
-        looked.send_replace(Instant::now());
+        checked.send_replace(Instant::now());
     }
 }
 
@@ -198,7 +196,7 @@ impl Running {
     }
 
     /// Takes over other URLs once the same database answers at them. If no database has been
-    /// reached yet, it accepts the URLs of any one.
+    /// reached yet, URLs of any database are accepted.
     async fn take_database(&self, settings: config::Store) -> Result<(), NotApplied> {
         // This would be another engine. Opening an SQLite file would create it.
         if !matches!(settings.engine, Engine::Postgres(_)) {

@@ -134,7 +134,7 @@ impl Part {
 /// Builds the settings of inbound TLS from the two files.
 ///
 /// # Errors
-/// An error in one of the files, or that they do not belong together.
+/// One of the files has an error, or the two do not belong together.
 pub(in crate::cli) fn server_config(tls: &Tls) -> Result<ServerConfig, ConfigError> {
     const CERTIFICATES: &str = "BYOK_TLS_CERT_FILE";
     const KEY: &str = "BYOK_TLS_KEY_FILE";
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_part_that_can_be_taken_over_needs_a_restart() {
+    fn parts_that_cannot_be_replaced_need_a_restart() {
         for name in ["BYOK_VAULT_CACERT", "BYOK_AZURE_CA_FILE", "BYOK_ROW_MAC_KEY_FILE", "BYOK_GCP_CA_FILE"] {
             assert!(!Part::of(name).is_read_again(), "{name}");
         }

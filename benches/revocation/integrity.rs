@@ -1,4 +1,5 @@
-//! Whether all that was acknowledged is there, once: records, and the entries of the audit log.
+//! The check after all trials that every acknowledged record and every entry of the audit log
+//! exists exactly once.
 
 use serde_json::json;
 use sqlx::Row as _;
@@ -6,44 +7,47 @@ use sqlx::Row as _;
 use crate::support::server::TestServer;
 use crate::writer::Written;
 
-/// In one request.
-const MANY: usize = 500;
+/// The items of one request.
+const ITEMS: usize = 500;
 
-/// What was counted after all trials.
-pub(crate) struct Books {
-    /// Acknowledged encryptions.
+/// The counts after all trials.
+pub(crate) struct Integrity {
+    /// The acknowledged encryptions.
     pub(crate) written: usize,
-    /// Of them those that do not decrypt to what they were, or whose DEK is not there.
+    /// Those of them that do not decrypt to their plaintext, or whose DEK is missing.
     pub(crate) lost: usize,
-    /// Records with more than one DEK.
+    /// The records with more than one DEK.
     pub(crate) doubled: i64,
-    /// Entries of the audit log.
+    /// The entries of the audit log.
     pub(crate) entries: i64,
-    /// Places in it that nobody or more than one has, and answers without an entry.
+    /// The positions of the log with no entry or several, and the answers without an entry.
     pub(crate) wrong_entries: i64,
 }
 
-impl Books {
-    pub(crate) fn balance(&self) -> bool {
+impl Integrity {
+    /// Whether nothing is lost, doubled or wrong.
+    pub(crate) fn is_whole(&self) -> bool {
         (self.lost, self.doubled, self.wrong_entries) == (0, 0, 0)
     }
 }
 
-/// Nothing is under way any more but what this asks. So many `plaintexts` were answered before.
-pub(crate) async fn close(server: &TestServer, written: &[Written], plaintexts: u64) -> Books {
+/// Counts everything, once no other calls are in progress. `plaintexts` is the number of decrypts
+/// that were answered.
+pub(crate) async fn check(server: &TestServer, written: &[Written], plaintexts: u64) -> Integrity {
     let database = server.database().await;
-    // The head says how many there have ever been; places are counted from 0.
+    // The heads have the number of entries ever appended; positions begin at 0.
     let log = sqlx::query(
         "SELECT count(*), count(DISTINCT seq), coalesce(max(seq) + 1, 0), (SELECT sum(size)::bigint FROM np_byok_heads), \
          count(*) FILTER (WHERE operation = 'decrypt' AND outcome = 'OK') FROM np_byok_audit",
     );
     let log = log.fetch_one(&database).await.expect("counts");
-    let [entries, places, end, head, decrypts] = [0, 1, 2, 3, 4].map(|column| log.get::<i64, _>(column));
-    let apart = |one: i64, other: i64| (one - other).abs();
+    let [entries, positions, end, head, decrypts] = [0, 1, 2, 3, 4].map(|column| log.get::<i64, _>(column));
+    let difference = |one: i64, other: i64| (one - other).abs();
     let missing = (plaintexts as i64 - decrypts).max(0);
-    let wrong_entries = apart(entries, places) + apart(places, end) + apart(end, head) + missing;
+    let wrong_entries =
+        difference(entries, positions) + difference(positions, end) + difference(end, head) + missing;
     let mut lost = 0;
-    for some in written.chunks(MANY) {
+    for some in written.chunks(ITEMS) {
         let item =
             |one: &Written| json!({ "ciphertext": one.ciphertext, "context": { "record_id": one.record } });
         let items: Vec<_> = some.iter().map(item).collect();
@@ -54,18 +58,18 @@ pub(crate) async fn close(server: &TestServer, written: &[Written], plaintexts: 
             some.iter().zip(results).filter(|(one, result)| result["plaintext"] != *one.plaintext).count();
     }
     let fresh: Vec<_> = written.iter().filter(|one| one.fresh).map(|one| one.record.clone()).collect();
-    let there: i64 = sqlx::query_scalar(
+    let found: i64 = sqlx::query_scalar(
         "SELECT count(DISTINCT record_id) FROM np_byok_wrapped_deks WHERE record_id = ANY($1)",
     )
     .bind(&fresh)
     .fetch_one(&database)
     .await
     .expect("a count");
-    lost += fresh.len() - usize::try_from(there).expect("a count");
+    lost += fresh.len() - usize::try_from(found).expect("a count");
     let doubled = sqlx::query_scalar(
         "SELECT count(*) FROM (SELECT FROM np_byok_wrapped_deks GROUP BY record_id HAVING count(*) > 1) AS doubled",
     );
     let doubled = doubled.fetch_one(&database).await.expect("a count");
     database.close().await;
-    Books { written: written.len(), lost, doubled, entries, wrong_entries }
+    Integrity { written: written.len(), lost, doubled, entries, wrong_entries }
 }

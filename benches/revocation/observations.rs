@@ -1,4 +1,5 @@
-//! What the clients saw: the moments that a trial asks for, and what the clients are to do meanwhile.
+//! The clients' observations: the times of answers that a trial needs, and the signals by which it
+//! controls the clients.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -8,38 +9,39 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::load::RECORDS;
 
-/// Without a refusal for so long, and every record hot, a server is well.
-const SETTLED: Duration = Duration::from_millis(300);
-/// How long a server may take to be well again: the wait doubles with each fall.
+/// The time without a refusal after which a server is steady, if every record is hot.
+const STEADY: Duration = Duration::from_millis(300);
+/// The longest wait for an answer or a steady server. A server's own wait doubles with each outage.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What came, and when: in microseconds since `origin`, [`NEVER`] for what has not come.
-pub(crate) struct Seen {
+/// The answers. Times are in microseconds since `origin`, or [`NEVER`].
+pub(crate) struct Observations {
     origin: Instant,
-    full: AtomicBool,
+    full_load: AtomicBool,
     stop: AtomicBool,
     plaintexts: AtomicU64,
     first_plaintext: AtomicU64,
     last_plaintext: AtomicU64,
     first_refusal: AtomicU64,
     last_refusal: AtomicU64,
-    /// When the bound is over, and how many plaintexts came after it.
+    /// The end of the bound.
     bound: AtomicU64,
+    /// The number of plaintexts that came after the bound.
     late: AtomicU64,
-    /// Answers that say nothing of the key: too many calls.
+    /// The number of calls refused because there were too many; they show nothing about the key.
     shed: AtomicU64,
-    /// What should never come.
-    wrong: Mutex<Option<String>>,
+    /// The first error.
+    error: Mutex<Option<String>>,
 }
 
 const NEVER: u64 = u64::MAX;
 
-impl Seen {
+impl Observations {
     pub(crate) fn new() -> Self {
         let never = || AtomicU64::new(NEVER);
         Self {
             origin: Instant::now(),
-            full: AtomicBool::new(false),
+            full_load: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             plaintexts: AtomicU64::new(0),
             first_plaintext: never(),
@@ -49,13 +51,13 @@ impl Seen {
             bound: never(),
             late: AtomicU64::new(0),
             shed: AtomicU64::new(0),
-            wrong: Mutex::new(None),
+            error: Mutex::new(None),
         }
     }
 
-    /// An answer has arrived. Whether it is the plaintext.
-    pub(crate) fn take(&self, status: u16, body: &[u8], plaintext: &[u8]) -> bool {
-        let now = self.at(Instant::now());
+    /// Records an answer that has arrived, and returns whether it is the plaintext.
+    pub(crate) fn record(&self, status: u16, body: &[u8], plaintext: &[u8]) -> bool {
+        let now = self.micros(Instant::now());
         let text = || String::from_utf8_lossy(body);
         match status {
             200 if body == plaintext => {
@@ -77,15 +79,15 @@ impl Seen {
                 false
             }
             _ => {
-                self.wrong(format!("an answer, {status}: {}", text()));
+                self.report(format!("a wrong answer, {status}: {}", text()));
                 false
             }
         }
     }
 
-    /// Something came that should never come; the first counts.
-    pub(crate) fn wrong(&self, what: String) {
-        self.wrong.lock().expect("a lock").get_or_insert(what);
+    /// Reports an error. Only the first is kept.
+    pub(crate) fn report(&self, error: String) {
+        self.error.lock().expect("a lock").get_or_insert(error);
     }
 
     pub(crate) fn stop(&self) {
@@ -96,29 +98,29 @@ impl Seen {
         self.stop.load(Relaxed)
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Relaxed)
+    pub(crate) fn is_full_load(&self) -> bool {
+        self.full_load.load(Relaxed)
     }
 
-    /// Whether the clients call as fast as they are answered.
-    pub(crate) fn full(&self, full: bool) {
-        self.full.store(full, Relaxed);
+    /// Sets whether the clients make their next call as soon as the last is answered.
+    pub(crate) fn set_full_load(&self, full_load: bool) {
+        self.full_load.store(full_load, Relaxed);
     }
 
-    /// From now on the first plaintext and the first refusal are new ones.
-    pub(crate) fn forget(&self) {
+    /// Forgets the first plaintext and the first refusal, so that the next ones are recorded.
+    pub(crate) fn reset_firsts(&self) {
         self.first_plaintext.store(NEVER, Relaxed);
         self.first_refusal.store(NEVER, Relaxed);
     }
 
-    /// Plaintexts that arrive after this moment are counted; until [`Self::late`].
-    pub(crate) fn count_after(&self, bound: Instant) {
+    /// Counts the plaintexts that arrive after this moment, until [`Self::stop_counting_late`].
+    pub(crate) fn count_late_after(&self, bound: Instant) {
         self.late.store(0, Relaxed);
-        self.bound.store(self.at(bound), Relaxed);
+        self.bound.store(self.micros(bound), Relaxed);
     }
 
-    /// How many came; no more are counted.
-    pub(crate) fn late(&self) -> u64 {
+    /// The number of late plaintexts; no more are counted.
+    pub(crate) fn stop_counting_late(&self) -> u64 {
         self.bound.store(NEVER, Relaxed);
         self.late.swap(0, Relaxed)
     }
@@ -131,24 +133,25 @@ impl Seen {
         self.shed.load(Relaxed)
     }
 
-    /// When the latest plaintext came.
+    /// The time of the latest plaintext.
     pub(crate) fn last_plaintext(&self) -> Instant {
         self.moment(self.last_plaintext.load(Relaxed))
     }
 
-    /// When the first refusal came; waits for it.
+    /// The time of the first refusal; waits for it.
     pub(crate) async fn first_refusal(&self) -> Result<Instant, String> {
-        self.comes(&self.first_refusal, "a refusal").await
+        self.wait_for(&self.first_refusal, "a refusal").await
     }
 
-    /// When the first plaintext came; waits for it.
+    /// The time of the first plaintext; waits for it.
     pub(crate) async fn first_plaintext(&self) -> Result<Instant, String> {
-        self.comes(&self.first_plaintext, "a plaintext").await
+        self.wait_for(&self.first_plaintext, "a plaintext").await
     }
 
-    /// Waits until all is well: every record was decrypted twice, and none was refused, in the last moments.
-    pub(crate) async fn well(&self) -> Result<(), String> {
-        let settled = async {
+    /// Waits until the server is steady: since the last refusal, records were decrypted more than
+    /// twice as often as there are records.
+    pub(crate) async fn wait_until_steady(&self) -> Result<(), String> {
+        let steady = async {
             let (mut since, mut plaintexts) = (Instant::now(), self.plaintexts());
             loop {
                 sleep(Duration::from_millis(20)).await;
@@ -156,36 +159,38 @@ impl Seen {
                 if refused > since {
                     (since, plaintexts) = (refused, self.plaintexts());
                 }
-                if since.elapsed() > SETTLED && self.plaintexts() - plaintexts > 2 * RECORDS as u64 {
+                if since.elapsed() > STEADY && self.plaintexts() - plaintexts > 2 * RECORDS as u64 {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, settled).await.map_err(|_| format!("it was not well within {PATIENCE:?}"))?;
-        self.sound()
+        timeout(PATIENCE, steady)
+            .await
+            .map_err(|_| format!("the server was not steady within {PATIENCE:?}"))?;
+        self.no_error()
     }
 
     /// # Errors
-    /// Something came that should never come.
-    pub(crate) fn sound(&self) -> Result<(), String> {
-        self.wrong.lock().expect("a lock").take().map_or(Ok(()), Err)
+    /// A client has reported an error.
+    pub(crate) fn no_error(&self) -> Result<(), String> {
+        self.error.lock().expect("a lock").take().map_or(Ok(()), Err)
     }
 
-    async fn comes(&self, what: &AtomicU64, called: &str) -> Result<Instant, String> {
+    async fn wait_for(&self, time: &AtomicU64, name: &str) -> Result<Instant, String> {
         let came = async {
-            while what.load(Relaxed) == NEVER {
+            while time.load(Relaxed) == NEVER {
                 sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(PATIENCE, came).await.map_err(|_| format!("{called} did not come within {PATIENCE:?}"))?;
-        Ok(self.moment(what.load(Relaxed)))
+        timeout(PATIENCE, came).await.map_err(|_| format!("{name} did not come within {PATIENCE:?}"))?;
+        Ok(self.moment(time.load(Relaxed)))
     }
 
-    fn at(&self, moment: Instant) -> u64 {
+    fn micros(&self, moment: Instant) -> u64 {
         u64::try_from(moment.saturating_duration_since(self.origin).as_micros()).unwrap_or(NEVER)
     }
 
-    fn moment(&self, at: u64) -> Instant {
-        self.origin + Duration::from_micros(at)
+    fn moment(&self, micros: u64) -> Instant {
+        self.origin + Duration::from_micros(micros)
     }
 }
