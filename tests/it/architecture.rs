@@ -1,12 +1,12 @@
-//! The map of the rooms. `ARCHITECTURE.md` has it: imports run down its rows only, and `src/lib.rs` lists the same rooms in the
-//! same rows. And how the tree is kept: documents cite what exists,
-//! dependencies are used, names are short.
+//! The rules about the tree itself. `ARCHITECTURE.md` has a map of the top-level modules in rows:
+//! imports run only down the rows, and `src/lib.rs` lists the same modules in the same rows. The
+//! documents cite only what exists, every dependency is used, and names are short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms by name, each with its row: the table of `ARCHITECTURE.md`.
+/// The top-level modules by name, each with its row, from the table of `ARCHITECTURE.md`.
 struct Map(BTreeMap<String, usize>);
 
 impl Map {
@@ -29,7 +29,7 @@ impl Map {
         *self.0.get(room).unwrap_or_else(|| panic!("the room {room} is not in the table of ARCHITECTURE.md"))
     }
 
-    /// The rooms that a text names: `crate::room::…` and the members of `use crate::{…}`.
+    /// The modules that a text names: `crate::module::…` and the members of `use crate::{…}`.
     fn named_in(&self, text: &str) -> Vec<String> {
         let mut rooms = named_after("crate::", text);
         rooms.retain(|room| self.0.contains_key(room));
@@ -37,7 +37,7 @@ impl Map {
     }
 }
 
-/// What a text names after a prefix: `prefix::name…` and the members of `prefix::{…}`.
+/// The names after a prefix in a text: `prefix::name…` and the members of `prefix::{…}`.
 fn named_after(prefix: &str, text: &str) -> Vec<String> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut names = Vec::new();
@@ -52,7 +52,7 @@ fn named_after(prefix: &str, text: &str) -> Vec<String> {
     names
 }
 
-/// What a front never names, whatever the rows allow.
+/// Modules and crates that a front never names, whatever the rows allow.
 const HIDDEN_FROM_FRONTS: [&str; 6] =
     ["crate::crypto", "crate::keyring", "crate::kms", "crate::store", "sqlx", "use ring"];
 
@@ -64,7 +64,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files below a folder, or the folder's own, with that ending.
+/// All files below a folder that have this extension.
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -108,7 +108,8 @@ fn imports_run_down_only() {
     assert!(upward.is_empty(), "these files import upward or sideways: {upward:#?}");
 }
 
-/// The table in `src/keyring/mod.rs` has the files in order. The calls of its last row, and nothing above, know the keyring.
+/// The table in `src/keyring/mod.rs` lists the files in order. Only the files in its last row use
+/// `Keyring` itself.
 #[test]
 fn files_of_the_keyring_use_only_files_above_them() {
     let text = read("src/keyring/mod.rs");
@@ -213,12 +214,12 @@ fn every_room_says_what_it_does() {
     }
 }
 
-/// What a text has between backticks.
+/// The parts of a text between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// Whether a text has this word where no longer word has it.
+/// Whether a text has this word by itself, not within a longer word.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(at, _)| {
@@ -227,7 +228,7 @@ fn has_word(text: &str, word: &str) -> bool {
     })
 }
 
-/// `docs/threats.md` names a test for each thing that it says is stopped.
+/// `docs/threats.md` names a test for each attack that it says is stopped.
 #[test]
 fn the_tests_that_the_threats_name_exist() {
     let text = read("docs/threats.md");
@@ -245,7 +246,7 @@ fn the_tests_that_the_threats_name_exist() {
     }
 }
 
-/// `CONTRIBUTING.md` cites paths, and names in them as `path::name`.
+/// `CONTRIBUTING.md` cites paths, and names in those files as `path::name`.
 #[test]
 fn what_the_guide_for_contributors_cites_exists() {
     let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
@@ -282,7 +283,7 @@ fn links_between_documents_lead_to_files() {
     }
 }
 
-/// What is declared and not used is still built, licensed and reported on.
+/// An unused dependency is still built, licensed and reported on.
 #[test]
 fn every_dependency_is_used() {
     let read = |path: &PathBuf| fs::read_to_string(path).unwrap();
@@ -294,7 +295,7 @@ fn every_dependency_is_used() {
     let beside = ["tests", "benches"].iter().flat_map(|folder| files(&root().join(folder), "rs"));
     let all: String = source.into_iter().chain(tests).chain(beside).map(|path| read(&path)).collect();
 
-    // `name::`, `use name;` or `name!`, and not a module of ours of the same name.
+    // `name::`, `use name;` or `name!`, and not a module of ours with the same name.
     let is_used = |text: &str, name: &str| {
         text.match_indices(name).any(|(at, _)| {
             let (before, after) = (&text[..at], &text[at + name.len()..]);

@@ -1,5 +1,5 @@
-//! Bundles of the audit log: what an auditor is given, verified by `byok` in an empty environment and by the Python in
-//! `docs/`, whole and damaged.
+//! Bundles of the audit log: what an auditor receives, verified by `byok` in an empty environment
+//! and by the Python in `docs/`, intact and damaged.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn written(sealed: &Sealed, lines: &[Value]) -> PathBuf {
     sealed.file(&format!("{}.jsonl", uuid::Uuid::now_v7().simple()), &text)
 }
 
-/// The line with the entry of this place.
+/// The line with the entry at this position.
 fn entry_of(lines: &[Value], place: u64) -> usize {
     lines.iter().position(|line| line["entry"]["place"] == place).unwrap()
 }
@@ -68,7 +68,7 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
         sealed.byok(&["export", "--key", &key], &[("DATABASE_URL", &sealed.server.database_url)]).await;
     said.holds();
     assert!(said.text.contains("no checkpoint covers places 7 to before 12 yet"), "{}", said.text);
-    // Only what was exported may go where a retention asks for that.
+    // With a retention that requires it, only exported entries may be pruned.
     let noted: Vec<(i64, i64)> = sqlx::query_as("SELECT first, past FROM np_byok_exports")
         .fetch_all(&sealed.server.database().await)
         .await
@@ -145,7 +145,7 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     })
     .await;
     find("removed-entry", "place 4", &|lines| {
-        // Skipped, as if it were outside of the range.
+        // The entry is skipped, as if it were outside the range.
         lines[at(4)] = json!({ "skip": { "count": 1, "roots": [leaf.clone()] } });
     })
     .await;
@@ -181,7 +181,8 @@ fn vectors() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/audit")
 }
 
-/// What the Python says of a bundle under the key of the vectors, which stands second among several.
+/// The output of the Python verifier for a bundle, under the key of the vectors as the second of
+/// several.
 fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
     let key = std::fs::read_to_string(vectors().join("key")).unwrap();
     let other = "byok.example/acme/1+523477bf+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG5";
@@ -256,7 +257,7 @@ async fn a_bundle_needs_a_key_that_signed_it() {
     let other = Sealed::start().await.public();
     let said = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
     said.finds("wrong-key", "size 12");
-    // The Python, which is given the same.
+    // The Python verifier, with the same arguments.
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
     let mut python = tokio::process::Command::new(needed("BYOK_TEST_PYTHON"));
     let said = Said::of(&python.arg(script).arg(&bundle).arg(&other).output().await.unwrap());
@@ -323,13 +324,13 @@ async fn what_cannot_be_read_is_said() {
         assert_eq!(code, Some(1), "{error}");
         assert!(error.contains(said), "{error}");
     }
-    // Both keys of an overlap, as `byok audit key` prints them.
+    // Both keys of a key rotation, as `byok audit key` prints them.
     let folder = tempfile::tempdir().unwrap();
     let (keys, hostile) = (folder.path().join("keys"), folder.path().join("hostile"));
     let key_text = std::fs::read_to_string(key).unwrap();
     std::fs::write(&keys, key_text.repeat(2)).unwrap();
     assert_eq!(byok(&["verify-bundle", bundle, "--key", keys.to_str().unwrap()]).await.0, Some(0));
-    // What a bundle says reaches no terminal as it is.
+    // Control characters from a bundle must not reach a terminal.
     let text = std::fs::read_to_string(bundle).unwrap();
     std::fs::write(&hostile, text.replacen("byok.example", "\\n  holds  form\\u001b[8m\\u202e", 1)).unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
@@ -344,7 +345,7 @@ async fn what_cannot_be_read_is_said() {
     }
 }
 
-/// 512 entries of long ago and one of now, with the tiles over them; and a key.
+/// A log of 512 old entries and a current one, with the tiles over them, and a signing key.
 async fn old_log() -> (tempfile::TempDir, Arc<dyn Database>, Tenant, Ed25519SigningKey) {
     let (folder, store) = crate::store_sqlite::migrated().await;
     let store: Arc<dyn Database> = store;
@@ -359,7 +360,7 @@ async fn old_log() -> (tempfile::TempDir, Arc<dyn Database>, Tenant, Ed25519Sign
     (folder, store, tenant, key)
 }
 
-/// What is found in the database, and in a bundle of all of it, once the log is signed.
+/// The findings in the database, and in a bundle of the whole log, once the log is signed.
 async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningKey) -> [Report; 2] {
     let head = store.log_head(tenant.uid).await.unwrap().unwrap();
     let (size, root) = (head.frontier.size(), head.frontier.root());
@@ -413,7 +414,7 @@ async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
         verify_log(&*store, &tenant, Some(head), Trust::default(), &mut |_, _| ()).await.unwrap()
     };
     assert_eq!(verified(head).await.findings, []);
-    // One that ended with the last that is gone: its tiles are all that is left.
+    // A log that ended with its last pruned entry: only its tiles are left.
     assert_eq!(verified(whole).await.findings, []);
 }
 

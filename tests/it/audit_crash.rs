@@ -1,5 +1,5 @@
-//! Several replicas append to one tenant's log, and are killed at any moment: what was answered is in the log, and the log
-//! is one tree.
+//! Several replicas append to one tenant's log and are killed at random times: everything that was
+//! answered is in the log, and the log is one tree.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -20,18 +20,18 @@ use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
 const REPLICAS: usize = 3;
-/// How often each replica is killed: 51 kills together.
+/// The kills of each replica, 51 in total.
 const KILLS: usize = 17;
-/// How often the database is.
+/// The kills of the database.
 const DATABASE_KILLS: usize = 3;
-/// Calls at once on each replica.
+/// The concurrent callers of each replica.
 const CALLERS: usize = 3;
 
-/// SplitMix64 (Steele, Lea, Flood, 2014): what a seed has shown can be shown again.
+/// SplitMix64 (Steele, Lea, Flood, 2014): a seed makes a run repeatable.
 struct Random(u64);
 
 impl Random {
-    /// Below `end`.
+    /// A number below `end`.
     fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -46,7 +46,7 @@ impl Random {
     }
 }
 
-/// A value that was encrypted, and how that can be shown.
+/// An encrypted value, and what its decryption must give.
 #[derive(Clone)]
 struct Sealed {
     token: Value,
@@ -54,18 +54,18 @@ struct Sealed {
     plaintext: String,
 }
 
-/// What was answered.
+/// The answers that callers received.
 #[derive(Default)]
 struct Book {
     requests: Vec<String>,
-    /// How many tokens or plaintexts each call gave.
+    /// The number of tokens or plaintexts in each answer.
     given: Vec<(String, usize)>,
     sealed: Vec<Sealed>,
-    /// Calls that a kill cut off: they were sent, and no answer came.
+    /// The number of calls that a kill interrupted: they were sent and not answered.
     cut: usize,
 }
 
-/// Where a replica listens now.
+/// The address on which a replica currently listens.
 type Base = Arc<Mutex<String>>;
 
 /// One caller of one replica.
@@ -111,7 +111,7 @@ impl Caller {
                 answer.map(|answer| answer["items"].as_array().unwrap().clone())
             }
         };
-        // Of many, one can be refused.
+        // In a batch, single items can be refused.
         let done = answer.iter().flatten().filter(|answer| answer["ciphertext"].is_string()).count();
         if done > 0 {
             self.book.lock().unwrap().given.push((request.to_owned(), done));
@@ -132,13 +132,14 @@ impl Caller {
         }
     }
 
-    /// The answer to a call that was done; such a call is in the book.
+    /// The answer to a call if it succeeded; the request is recorded.
     async fn post(&self, request: &str, path: &str, body: &Value) -> Option<Value> {
         let url = format!("{}/byok/{path}", self.base.lock().unwrap());
         let call = self.client.post(url).bearer_auth(&self.jwt).header("x-request-id", request).json(body);
         let answer = match call.timeout(Duration::from_secs(5)).send().await {
             Ok(answer) if answer.status() == 200 => {
-                // Whoever has heard so much may have heard all.
+                // Record the request before the body is read: with the status, the server may have
+                // sent all of it.
                 self.book.lock().unwrap().requests.push(request.to_owned());
                 answer.json().await.ok()
             }
@@ -149,15 +150,16 @@ impl Caller {
             }
         };
         if answer.is_none() {
-            // The process is gone, or the database.
+            // The process or the database is down.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         answer
     }
 }
 
-/// Reads the whole log: its places have neither gap nor double, each digest is its row's, and the tree over all leaves is
-/// the head's. Gives the request ids, each with how many items its entry says were done.
+/// Reads the whole log and checks that its positions have no gaps or duplicates, that each digest
+/// matches its row, and that the tree over all leaves matches the head. Returns the request ids,
+/// each with the number of items that succeeded according to its entry.
 async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashMap<String, usize> {
     let head = store.log_head(tenant).await.unwrap().unwrap();
     let (mut frontier, mut ids, mut requests) = (Frontier::default(), HashSet::new(), HashMap::new());
@@ -258,7 +260,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     }
 }
 
-/// Each value opens, once the key is shown to work again.
+/// Asserts that each value can be decrypted, once the key has been shown to work again.
 async fn opens(server: &TestServer, sealed: &[Sealed]) {
     let item = |sealed: &Sealed| json!({ "ciphertext": sealed.token, "record_id": sealed.record });
     let items: Vec<Value> = sealed.iter().map(item).collect();

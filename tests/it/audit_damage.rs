@@ -1,6 +1,7 @@
-//! What a database superuser, whom no trigger stops, does to the audit log and to the rows of DEKs: every damage is found,
-//! named and placed by `byok audit verify`, and in a bundle that was exported afterwards by `verify-bundle` and by the
-//! Python verifier. Some only a checkpoint shows that was kept elsewhere.
+//! Damage that a database superuser, whom no trigger stops, does to the audit log and to the rows
+//! of DEKs. `byok audit verify` finds and locates all of it, and so do `verify-bundle` and the
+//! Python verifier in a bundle exported afterwards. Some damage is found only with a checkpoint
+//! that was saved elsewhere.
 
 use std::path::Path;
 
@@ -18,7 +19,8 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 impl Sealed {
-    /// Makes the head again from the first entries as they are now, as somebody would who knows the code.
+    /// Recomputes the head from the first entries as they are now, as somebody who knows the code
+    /// would.
     async fn recompute_head(&self, size: u64) {
         let mut frontier = Frontier::default();
         let leaves = self.store.leaves(self.tenant.uid, 0..size).await.unwrap();
@@ -36,7 +38,8 @@ impl Sealed {
         self.recompute_head(12).await;
     }
 
-    /// Exports everything that is covered; both verifiers find it in the bundle too.
+    /// Exports everything that checkpoints cover, and asserts that both verifiers find the damage
+    /// in the bundle too.
     async fn both_find(&self, name: &str, place: &str) {
         let bundle = self.export(&[]).await.unwrap_or_else(|said| panic!("{}", said.text));
         for said in self.both(&bundle, None).await {
@@ -101,10 +104,10 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
         let sealed = Sealed::sealed().await;
         sealed.damage(&format!("UPDATE np_byok_audit SET {set} WHERE {which}")).await;
         sealed.verify(&[]).await.finds("unmarked-erasure", what);
-        // To the end of the log: nothing stands behind it that could say so.
+        // In a bundle to the end of the log, no later entry can record the erasure.
         let (place, _) = what.split_once(':').unwrap();
         sealed.both_find("unmarked-erasure", place).await;
-        // Of a range that ends before, an entry behind it may say so.
+        // In a bundle of an earlier range, a later entry could record the erasure.
         let time = "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM np_byok_audit WHERE seq = 11";
         let last: String = sqlx::query_scalar(time).fetch_one(&sealed.server.database().await).await.unwrap();
         open(
@@ -122,7 +125,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let said = sealed.verify(&[]).await;
     said.holds();
     assert!(said.text.contains("(1 of them erased)"), "{}", said.text);
-    // The entry that says so stands behind what the last checkpoint speaks of.
+    // The entry that records the erasure is later than the last checkpoint.
     open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
     sealed.checkpoint().await;
     for said in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
@@ -133,7 +136,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
             said.text
         );
     }
-    // An erasure of records says nothing of users, and none of what came after it.
+    // An erasure of records does not account for users, or for anything that came after it.
     let strip = "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL";
     sealed.damage(&format!("{strip} WHERE seq = 5")).await;
     sealed.verify(&[]).await.finds("unmarked-erasure", "place 5: the user");
@@ -151,7 +154,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     }
 }
 
-/// Both verifiers say of a bundle that nothing can be said of the values that are not there, and of how many.
+/// Asserts that both verifiers leave the personal values open, and say for how many entries.
 async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
     let [ours, python] = sealed.both(bundle, None).await;
     ours.holds();
@@ -193,7 +196,7 @@ async fn a_truncated_tail_is_found_without_traces_only_by_a_pinned_checkpoint() 
     assert!(sealed.export(&[]).await.is_err());
 
     sealed.damage("DELETE FROM np_byok_checkpoints WHERE size = 12").await;
-    // The DEKs of what was cut off are all that is left; they go as well.
+    // Only the DEKs remain of the entries that were cut off; they are deleted as well.
     sealed
         .damage("DELETE FROM np_byok_wrapped_deks WHERE record_id LIKE 'batch-%' OR record_id = 'record-9'")
         .await;
@@ -241,7 +244,8 @@ async fn a_forged_or_missing_checkpoint_is_found() {
     sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{forged}'")).await;
     sealed.verify(&[]).await.finds("forged-checkpoint", "size 12");
     sealed.both_find("forged-checkpoint", "size 12").await;
-    // Signed with another key, it is the key that does not fit: whose of both is the wrong one, nobody can tell.
+    // If another key signed it, the finding is that the keys differ; nobody can tell which of them
+    // is wrong.
     let other = sealed.sign(&Ed25519SigningKey::generate_pem(), Checkpoint { origin, size, root });
     sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{other}'")).await;
     sealed.verify(&[]).await.finds("wrong-key", "size 12");
@@ -275,7 +279,7 @@ async fn a_pruned_range_that_is_not_marked_is_found() {
     let sealed = Sealed::sealed().await;
     sealed.damage("DELETE FROM np_byok_audit WHERE seq < 4").await;
     sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
-    // An entry alone does not do: the hashes have to be there as well.
+    // An entry alone is not enough: the hashes must be present as well.
     let prune = pack(sealed.tenant.uid, &entry(Operation::Prune, Some("prune 1 0 4")));
     sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
     sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
@@ -291,7 +295,7 @@ async fn an_item_changed_inside_a_batch_is_found() {
         .await;
     sealed.verify(&[]).await.finds("changed-field", "place 10: the record id of item 1");
     sealed.both_find("changed-field", "place 10").await;
-    // The last byte of the last record's HMAC: behind it is the hash of the wrapped DEK.
+    // The last byte of the last record's HMAC, which the hash of the wrapped DEK follows.
     let last = "octet_length(items) - 33";
     let flip = format!("items = set_byte(items, {last}, get_byte(items, {last}) # 1)");
     sealed.damage(&format!("UPDATE np_byok_audit SET {flip} WHERE seq = 10")).await;

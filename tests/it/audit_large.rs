@@ -1,5 +1,6 @@
-//! Entries as large as a caller could make them when a log kept record ids of any length: whoever reads the log reads all of
-//! it, in statements that end within the database's time limit.
+//! Entries as large as a caller could make them when the log stored record ids of any length.
+//! Readers of the log still read all of it, in statements that end within the database's time
+//! limit.
 
 use std::sync::Arc;
 
@@ -27,10 +28,10 @@ on_every_database! {
 
 type Db = Arc<dyn Store>;
 
-/// What one statement reads of entries, in bytes as they are stored, before the last of them.
+/// The bytes of entries, as they are stored, that one statement reads before the last entry.
 const PORTION: usize = 1 << 20;
 
-/// Text that no database makes shorter.
+/// Text that no database compresses.
 fn incompressible(bytes: usize, seed: u64) -> String {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -44,7 +45,7 @@ fn incompressible(bytes: usize, seed: u64) -> String {
     (0..bytes).map(|_| next()).collect()
 }
 
-/// An entry of a record with an id of so many bytes.
+/// An entry of a record with an id of this many bytes.
 fn large(bytes: usize, seed: u64) -> EntryRow {
     let record = incompressible(bytes, seed);
     EntryRow { records: format!(r#"[["{record}","AQEBAQEBAQEBAQEBAQEBAQ=="]]"#), ..entry() }
@@ -54,7 +55,7 @@ fn of_record(record_id: &str) -> EntryFilter {
     EntryFilter { record_id: Some(record_id.to_owned()), ..EntryFilter::default() }
 }
 
-/// The places of all pages of a filter, newest first.
+/// The positions on all pages of a filter, newest first.
 async fn walk(store: &dyn Store, tenant: TenantUid, filter: &EntryFilter) -> Vec<u64> {
     let (mut places, mut before) = (Vec::new(), None);
     loop {
@@ -101,7 +102,7 @@ async fn large_entries_hide_no_other_from_a_page_or_a_filter(store: Db) {
     }
     let small: Vec<u64> = (0..600).rev().filter(|place| !(100..150).contains(place)).collect();
     let of_large = of_record(&incompressible(200_000, 123));
-    // Before the index is there, and with it: it names the chunk that the large entries are in.
+    // Without the index, and with it: it names the chunk that has the large entries.
     for derived in [false, true] {
         if derived {
             assert_eq!(Derivation::default().pass(&*store, &CancellationToken::new()).await, Derived::All);
@@ -113,8 +114,8 @@ async fn large_entries_hide_no_other_from_a_page_or_a_filter(store: Db) {
     }
 }
 
-/// One of the calls that could be made before record ids were bounded. PostgreSQL compresses it to a seventieth: no statement
-/// can know by its size as it is stored how long it takes to read.
+/// One of the calls that were possible before record ids were bounded. PostgreSQL compresses it to
+/// a seventieth, so no statement can tell from its stored size how long it takes to read.
 fn poisoned(tenant: TenantUid, nth: usize) -> EntryRow {
     let item = |item: usize| Item {
         record_id: Some(format!("{nth}-{item}-{}", "x".repeat(16_000)).into()),
@@ -128,8 +129,8 @@ fn call(operation: Operation, items: Vec<Item>) -> Entry {
     Entry { role: "user".into(), items, ..Entry::of_operator(now(), operation, Some("u-1".to_owned()), None) }
 }
 
-/// A log with an entry of the record `hidden`, 40 poisoned ones of 4 MB each, and others before and after; and its database, at
-/// which a statement has less time than all of these take.
+/// A log with an entry of the record `hidden`, 40 poisoned ones of 4 MB each, and others before and
+/// after. The database allows a statement less time than all of these need.
 async fn poisoned_log() -> (crate::support::postgres::TestDatabase, Arc<dyn Database>, Tenant) {
     let (database, store) = migrated().await;
     let uid = tenant(&*store).await;
@@ -207,7 +208,8 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     assert_eq!(walk(&*store, uid, &of_record("hidden")).await, [3]);
 }
 
-/// Whoever can write the table can put a second row at a place. The sound one has to be seen too, however large both are.
+/// A writer of the table can insert a second row at a position. The valid one must be read too,
+/// however large both are.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rows_of_one_place_are_read_together() {
     let (database, store) = migrated().await;

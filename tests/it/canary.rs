@@ -1,5 +1,6 @@
-//! No plaintext, key, credential or token stands in any log, error or table: canaries are sent through every operation,
-//! well and badly formed, and everything that is left behind is searched for them.
+//! No plaintext, key, credential or token is in any log, error or table. Canaries are sent through
+//! every operation, well-formed and malformed, and then all logs, errors and tables are searched
+//! for them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -78,7 +79,7 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
         let query = "mutation($p: String!) { byokEncrypt(plaintext: $p, recordId: \"r\") { ciphertext } }";
         send("/graphql", json!({ "query": query, "variables": variables })).await;
     }
-    // Strangers' credentials are secrets too.
+    // Invalid credentials are secrets too.
     for credential in ["Bearer CANARY-token", "Bearer eyJhbGciOiJIUzI1NiJ9.Q0FOQVJZ.CANARY", "Basic CANARY"] {
         let request =
             server.client.post(format!("{}/byok/encrypt", server.base)).header("authorization", credential);

@@ -1,5 +1,5 @@
-//! Checkpoints of the audit log: what is signed, by which keys, and who may have it. Notes are verified here without the
-//! crate's own code.
+//! Checkpoints of the audit log: what is signed, by which keys, and who may read it. Notes are
+//! verified here without the crate's own code.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::support::server::{Answer, TestServer, answer};
 pub(crate) const KEY_FILE: &str = "BYOK_AUDIT_SIGNING_KEY_FILE";
 const PREVIOUS_KEY_FILE: &str = "BYOK_AUDIT_PREVIOUS_SIGNING_KEY_FILE";
 
-/// What a note says: origin, size and root.
+/// The content of a checkpoint's note: origin, size and root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Said {
     pub(crate) origin: String,
@@ -28,7 +28,8 @@ pub(crate) struct Said {
     pub(crate) root: String,
 }
 
-/// Reads a note as c2sp.org/tlog-checkpoint and c2sp.org/signed-note have it; `None` unless this key has signed it.
+/// Parses a note by c2sp.org/tlog-checkpoint and c2sp.org/signed-note. Returns `None` unless this
+/// key has signed it.
 pub(crate) fn verified(note: &str, vkey: &str) -> Option<Said> {
     let (name, rest) = vkey.split_once('+')?;
     let (id, key) = rest.split_once('+')?;
@@ -58,26 +59,26 @@ pub(crate) async fn byok(environment: &[(String, String)], arguments: &[&str]) -
     command.output().await.expect("byok runs")
 }
 
-/// What it prints, when it ends well.
+/// The standard output of the binary, which must succeed.
 pub(crate) async fn printed(environment: &[(String, String)], arguments: &[&str]) -> String {
     let output = byok(environment, arguments).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A key in that folder, made by the binary: the file's path.
+/// Has the binary create a key in that folder, and returns the file's path.
 pub(crate) async fn made_key(folder: &Path, name: &str) -> String {
     let path = folder.join(name).display().to_string();
     printed(&[], &["audit", "key", "--generate", &path]).await;
     path
 }
 
-/// The keys that the server's configuration signs with.
+/// The verifier keys for the server's configured signing keys.
 pub(crate) async fn vkeys(server: &TestServer) -> Vec<String> {
     printed(&server.environment, &["audit", "key"]).await.lines().map(str::to_owned).collect()
 }
 
-/// The note that the server gives.
+/// The note that the server returns.
 pub(crate) async fn note(server: &TestServer) -> String {
     let answer = checkpoint(server, &server.jwt("admin", "the-admin")).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -89,7 +90,7 @@ async fn checkpoint(server: &TestServer, token: &str) -> Answer {
     server.call(Method::GET, "/byok/audit/checkpoint", token, None).await
 }
 
-/// Waits until it holds.
+/// Waits until a condition holds.
 pub(crate) async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
@@ -98,7 +99,7 @@ pub(crate) async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Size and root of the tree, by the entries' own leaves.
+/// The size and root of the tree, from the entries' own leaves.
 async fn tree(server: &TestServer) -> (u64, String) {
     let store = connect(&server.database_url);
     let tenant = store.tenant("primary").await.unwrap().unwrap().uid;
@@ -230,7 +231,7 @@ async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
         assert_eq!(verified(note, vkey).unwrap().size, *size as u64);
     }
     assert_eq!(verified(&all.last().unwrap().1, vkey).unwrap().root, root);
-    // The first read of a person leaves an entry at each replica, and so moves the head.
+    // The first read of a user leaves an entry at each replica, and so moves the head.
     for one in [&server, &replica] {
         note(one).await;
     }
@@ -244,7 +245,7 @@ async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
 #[tokio::test]
 async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
     let folder = tempfile::tempdir().unwrap();
-    // Under the configuration of a server that already names the file that is to be made.
+    // In the environment of a server that already names the file to create.
     let path = folder.path().join("key.pem").display().to_string();
     let configured = [(KEY_FILE.to_owned(), path.clone())];
     printed(&configured, &["audit", "key", "--generate", &path]).await;

@@ -1,5 +1,6 @@
-//! A log that does not hold what was published of it: the database was restored, or rewritten. Nothing is served until
-//! `byok audit restored` opens another log that names the old one; then all of it still verifies.
+//! A log that no longer contains what was published of it, because the database was restored or the
+//! log rewritten. Nothing is served until `byok audit restored` opens another log that names the
+//! old one; then both logs verify.
 
 use std::path::Path;
 
@@ -63,7 +64,7 @@ impl Bench {
         (store, tenant)
     }
 
-    /// A copy of the database as it is now; nobody may be connected.
+    /// Copies the database as it is now, while the server is stopped, and returns the copy's name.
     async fn back_up(&mut self) -> String {
         self.server.stop().await;
         let copy = format!("byok_{}", uuid::Uuid::now_v7().simple());
@@ -73,7 +74,7 @@ impl Bench {
         copy
     }
 
-    /// The copy takes the database's place; the server starts again.
+    /// Replaces the database with the copy, while the server is stopped.
     async fn restore(&mut self, copy: &str) {
         self.server.stop().await;
         self.replace_with(copy).await;
@@ -103,7 +104,7 @@ impl Bench {
         printed.lines().map(str::to_owned).collect()
     }
 
-    /// As a superuser would, with no trigger in the way.
+    /// Runs statements as a superuser, whom no trigger stops.
     async fn damage(&self, sql: &str) {
         let sql = format!("SET session_replication_role = replica; {sql}");
         execute(&self.server.database_url, &sql).await;
@@ -164,7 +165,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     assert_eq!(said, expected);
     assert!(ended_size < size_of(&last));
 
-    // The running server goes on by itself.
+    // The running server resumes by itself.
     eventually(async || !bench.refused().await).await;
     let of_it = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
     let entries = store.entries(tenant, &of_it, None, 10).await.unwrap().entries;
@@ -231,7 +232,8 @@ async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
     };
     bench.encrypt(0..2).await;
     let (one, other) = (bench.back_up().await, bench.back_up().await);
-    // Each time the same backup is restored: what came after it is lost from the database, and was streamed.
+    // The same backup is restored each time: the database loses what came after it, but that was
+    // already streamed.
     for (log, copy) in [(1, &one), (2, &other)] {
         bench.encrypt(2..4).await;
         match log {
@@ -316,12 +318,13 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
     let (code, text) = said(&of_bundle).await;
     assert!(code == 0 && text.starts_with("log byok/primary/1: "), "{text}");
 
-    // What later entries say of it counts: those of an erasure stand in the current log.
+    // Later entries about the ended log count: the record of an erasure is in the current log.
     let erased = printed(&bench.server.environment, &["audit", "erase", "--record", "r-0"]).await;
     assert!(erased.starts_with("erased from 1 entries"), "{erased}");
     let (code, text) = said(&of_it).await;
     assert!(code == 0 && text.contains("(1 of them erased)"), "{text}");
-    // A bundle of the log that has ended cannot hold them, and does not accuse anybody of it.
+    // A bundle of the ended log cannot contain it, so the verifiers leave it open and report no
+    // finding.
     let bundle = bench.folder.path().join("later").display().to_string();
     let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
     assert_eq!(code, 0, "{text}");
@@ -340,7 +343,8 @@ async fn a_log_that_is_rewritten_after_it_has_ended_is_found() {
     bench.restored(&["--anyway"]).await;
     let of_it = ["audit", "verify", "--log", "1"];
     assert!(printed(&bench.server.environment, &of_it).await.contains("holds  content "));
-    // All that depends on the entry goes with it, but for what the restore's says.
+    // Everything that depends on the entry is changed too, except for the entry of `audit
+    // restored`.
     let (store, tenant) = bench.store().await;
     let ended = store.ended_logs(tenant).await.unwrap().remove(0);
     let digest = "decode(repeat('ab', 32), 'hex')";
@@ -364,7 +368,8 @@ async fn a_running_server_finds_its_database_restored_under_it() {
     bench.encrypt(2..9).await;
     bench.published().await;
     bench.replace_with(&copy).await;
-    // Calls fail until the connections are made anew; one or another may be answered in the second before it is seen.
+    // Calls fail until the connections are renewed; a few may be answered in the second before that
+    // is noticed.
     eventually(async || {
         let body = json!({ "ciphertext": "byok:v1:x", "context": {} });
         bench.server.post("/byok/decrypt", body).await.body["code"] == "AUDIT_LOG_BEHIND"
@@ -403,7 +408,7 @@ async fn a_history_that_was_rewritten_at_the_same_size_shows() {
     bench.published().await;
     bench.server.stop().await;
     rewrite(&bench).await;
-    // Whoever rewrites the log can rewrite what is kept beside it.
+    // An attacker who can rewrite the log can also rewrite the checkpoints stored beside it.
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.server.start_again().await;
     assert!(bench.refused().await);
@@ -419,7 +424,7 @@ async fn a_history_that_was_rewritten_shows_also_where_another_log_goes_on() {
     let published = bench.published().await;
     bench.server.stop().await;
     rewrite(&bench).await;
-    // As if it had been restored, without a word.
+    // As if the database had been restored without `audit restored`.
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
     bench.server.start_again().await;
@@ -445,7 +450,7 @@ async fn a_running_server_finds_a_history_that_is_rewritten_under_it() {
     eventually(async || bench.refused().await).await;
 }
 
-/// Another hash in the second entry's place, and a head that goes with it.
+/// Replaces the hash of the second entry, and makes the head match.
 async fn rewrite(bench: &Bench) {
     let (store, tenant) = bench.store().await;
     let head = store.log_head(tenant).await.unwrap().unwrap();
@@ -527,7 +532,7 @@ async fn an_older_copy_that_was_put_back_as_the_latest_hides_nothing() {
     bench.server.stop().await;
     bench.replace_with(&copy).await;
     let latest = bench.directory.join("byok%2Fprimary%2F1/latest");
-    // What the database as it is now may well have been.
+    // A checkpoint that the current database matches.
     let first = std::fs::read_dir(latest.parent().unwrap()).unwrap();
     let mut notes: Vec<_> = first.map(|file| file.unwrap().path()).filter(|path| *path != latest).collect();
     notes.sort();
@@ -568,7 +573,7 @@ async fn a_file_that_was_copied_back_is_found_as_well() {
     eventually(async || server.post("/byok/encrypt", body.clone()).await.status == 200).await;
 }
 
-/// The database's files, and no other of that name.
+/// Copies the files of the database `byok.db`, and no others.
 fn copied(from: &Path, to: &Path) -> std::path::PathBuf {
     std::fs::create_dir_all(to).unwrap();
     for name in ["byok.db", "byok.db-wal", "byok.db-shm"] {
@@ -579,7 +584,7 @@ fn copied(from: &Path, to: &Path) -> std::path::PathBuf {
 }
 
 impl Bench {
-    /// Entries that nobody's call made; whoever writes the database can append them.
+    /// Appends entries that no call made, as anybody who can write the database can.
     async fn append(&self, number: usize, operation: Operation, detail: &str) {
         let (store, tenant) = self.store().await;
         let base = store.log_head(tenant).await.unwrap().unwrap().end();
@@ -610,7 +615,7 @@ async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
     assert!(
         bench.server.doctor().await.contains("FAIL  audit log: it is shorter than what was published of it")
     );
-    // An entry that speaks of a retention takes no secret.
+    // To append an entry about a retention needs no secret.
     bench.server.stop().await;
     bench.append(1, Operation::Prune, "prune 2 0 1").await;
     bench.server.start_again().await;
@@ -702,7 +707,7 @@ async fn the_logs_that_ended_last_are_looked_at_however_many_there_were() {
     bench.encrypt(2..4).await;
     bench.published_in_log(34).await;
     bench.server.stop().await;
-    // The last one goes without a word, and what is kept with it.
+    // The last log is removed without an entry, along with its checkpoints.
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.damage("UPDATE np_byok_heads SET log = 35, first = size, frontier = ''").await;
     bench.server.start_again().await;

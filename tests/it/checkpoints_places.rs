@@ -1,5 +1,5 @@
-//! Checkpoints are published where the customer keeps them: a directory, a locked bucket, a webhook; at least once, and again
-//! where a place was down.
+//! Checkpoints are published where the customer keeps them: a directory, a locked bucket, a
+//! webhook. They are published at least once, and again after a destination was down.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(crate) const EVERY: (&str, &str) = ("BYOK_AUDIT_CHECKPOINT_SECONDS", "1");
 const WEBHOOK_URL: &str = "BYOK_AUDIT_CHECKPOINT_WEBHOOK_URL";
 const WEBHOOK_SECRET: &str = "BYOK_AUDIT_CHECKPOINT_WEBHOOK_SECRET";
 
-/// Enough for moto, which verifies no signature.
+/// A credential that moto accepts, since it verifies no signature.
 const SOMEBODY: &str = "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/eu-west-1/s3/aws4_request, SignedHeaders=host, Signature=x";
 
 /// The files of the primary tenant's first log.
@@ -39,7 +39,7 @@ fn published(directory: &Path) -> BTreeMap<String, String> {
     paths.map(read).collect()
 }
 
-/// Waits until the directory has a checkpoint of what the server's log is now.
+/// Waits until the directory has a checkpoint of the server's current log.
 pub(crate) async fn caught_up(server: &TestServer, directory: &Path) -> String {
     let now = note(server).await;
     eventually(async || published(directory).get("latest") == Some(&now)).await;
@@ -81,7 +81,7 @@ async fn a_directory_holds_every_checkpoint_in_order_and_names_the_last() {
     eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"directory\"} 0").await).await;
 }
 
-/// CloudTrail shows a request's encryption context; here the way to KMS does.
+/// CloudTrail shows a request's encryption context; here a relay in front of the KMS does.
 #[tokio::test]
 async fn the_log_of_the_customers_kms_holds_our_root() {
     let folder = tempfile::tempdir().unwrap();
@@ -109,7 +109,7 @@ async fn the_log_of_the_customers_kms_holds_our_root() {
     };
     eventually(async || said().iter().any(|context| context["byok:checkpoint"] == wanted.as_str())).await;
     eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"kms\"} 0").await).await;
-    // Nothing moves: nothing is said again, and nobody pays for it.
+    // As long as the log does not grow, nothing is published again, and no call is paid for.
     let calls = said().len();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     assert_eq!(said().len(), calls);
@@ -169,7 +169,7 @@ async fn a_place_that_is_down_delays_no_other_and_catches_up() {
     down.came_at_least(2).await;
     hurry(&server).await;
     let came = down.came_at_least(3).await;
-    // The tree of the one that it got holds that of every one that it missed.
+    // The tree of the delivered checkpoint contains the tree of every one that the receiver missed.
     let got: Value = serde_json::from_slice(&came[2].body).unwrap();
     let got = verified(got["data"]["note"].as_str().unwrap(), vkey).unwrap();
     let now = verified(&note(&server).await, vkey).unwrap();
@@ -183,7 +183,7 @@ async fn what_was_made_before_a_crash_is_published_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let directory = folder.path().join("checkpoints");
-    // No directory can be made there.
+    // A file in its place keeps the directory from being created.
     std::fs::write(&directory, "").unwrap();
     let at = directory.display().to_string();
     let mut server = TestServer::with(&[(KEY_FILE, &key), (DIRECTORY, &at), EVERY]).await;
@@ -226,7 +226,7 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     let get = async |url: &str| asked(Method::GET, url).send().await.unwrap().text().await.unwrap();
     eventually(async || get(&object).await == now).await;
     eventually(async || get(&format!("{bucket}/byok/eu/byok%252Fprimary%252F1/latest")).await == now).await;
-    // A copy that is put back says less than what is locked.
+    // An old copy that is restored covers less than the locked checkpoint.
     let place = Archive::bucket(CheckpointBucket {
         name: "our-checkpoints".to_owned(),
         prefix: "byok/eu/".to_owned(),

@@ -23,7 +23,7 @@ fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
-/// `byok dev` in this folder, and what it said until it was ready.
+/// Runs `byok dev` in this folder, and returns the process with its output until it was ready.
 pub(crate) async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
     let mut child = byok(&["dev", "--listen", "127.0.0.1:0"], &[])
         .current_dir(folder)
@@ -205,7 +205,8 @@ async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
     assert!(text(&output.stdout).contains("FAIL  key: making a DEK: "), "{}", text(&output.stdout));
 }
 
-/// With the token of a policy that grants these operations of the test's key, and no others.
+/// The output of `byok doctor` with a token whose policy grants only these operations of the test's
+/// key.
 async fn doctor_with(server: &TestServer, operations: &[&str]) -> String {
     let key = &server.key;
     let rule = |operation: &&str| {
@@ -267,7 +268,7 @@ async fn help_names_every_command() {
     assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));
 }
 
-/// What a command does when whoever reads it leaves after the first line.
+/// The result of a command whose reader stops after the first line.
 async fn to_head(arguments: &str, environment: &[(&str, &str)]) -> String {
     let byok = env!("CARGO_BIN_EXE_byok");
     let line = format!("'{byok}' {arguments} 2>&1 | head -1");
@@ -295,7 +296,7 @@ async fn a_reader_that_leaves_early_is_no_panic() {
         let said = to_head(arguments, &[("BYOK_NO_SUCH", "1"), ("BYOK_NOR_THIS", "1")]).await;
         assert!(!said.contains("panicked"), "{arguments}: {said}");
     }
-    // A full disk, and nobody at all.
+    // Output to a full disk, and to a closed descriptor.
     for (arguments, to) in [("schema", ">/dev/full"), ("schema", ">&-"), ("doctor", ">/dev/full 2>/dev/full")]
     {
         let byok = env!("CARGO_BIN_EXE_byok");

@@ -1,4 +1,4 @@
-//! Group commit, over a real database whose answers are lost or refused when a test says so.
+//! Group commit, on a real database whose answers are lost or refused when a test asks for it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,18 +20,18 @@ use tempfile::TempDir;
 use crate::store_sqlite::try_execute;
 use crate::support::rows::{fence, prove, watch};
 
-/// What becomes of a commit.
+/// The outcome of a commit.
 #[derive(Clone, Copy)]
 enum Fate {
-    /// It is done, and the answer is lost.
+    /// The commit is applied, and its answer is lost.
     Lost,
-    /// The same, and then the key is revoked.
+    /// The commit is applied, its answer is lost, and then the key is revoked.
     LostAndRevoked,
-    /// The same, and then the tenant is locked.
+    /// The commit is applied, its answer is lost, and then the tenant is locked.
     LostAndLocked,
-    /// It never arrives.
+    /// The commit does not reach the database, and fails with this error.
     Fails(CommitError),
-    /// As the database says, after a while in which others get ready.
+    /// The commit is applied after a delay, in which other units queue up.
     Slow,
 }
 
@@ -39,7 +39,7 @@ struct Unlucky {
     database: Sqlite,
     fates: Mutex<VecDeque<Fate>>,
     batches: Mutex<Vec<usize>>,
-    /// Whether proofs cannot be read.
+    /// Whether reads of proofs fail.
     unreadable: AtomicBool,
     folder: TempDir,
 }
@@ -149,7 +149,7 @@ impl Bench {
         self.committer.commit(unit).await
     }
 
-    /// Commits what gets ready, in this order, while the commit before it runs: one group.
+    /// Commits these units in this order as one group, which forms while an earlier commit runs.
     async fn together(&self, units: Vec<Unit>) -> Vec<Result<Durable, CommitFailed>> {
         self.store.fates.lock().unwrap().push_front(Fate::Slow);
         let committer = self.committer.clone();
@@ -162,7 +162,7 @@ impl Bench {
         outcomes
     }
 
-    /// How many rows its changes touched.
+    /// The number of rows that each change touched.
     async fn commit(&self, unit: Unit) -> Result<Vec<u64>, CommitFailed> {
         self.committer.commit(unit).await.map(|durable| durable.applied)
     }
@@ -236,7 +236,7 @@ async fn what_is_ready_while_a_commit_runs_is_committed_together() {
 #[tokio::test]
 async fn a_group_does_not_wait_for_callers_whose_runtime_is_stuck() {
     let bench = Bench::with(&[]).await;
-    // Nobody ever runs what is spawned here.
+    // This runtime never runs what is spawned on it.
     let stuck = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let clock = Arc::new(SystemClock);
     let committer = Committer::start_for(stuck.handle().clone(), bench.store.clone(), clock);
@@ -354,7 +354,7 @@ async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
     assert_eq!(bench.users().await, ["before", "b", "d"]);
 }
 
-/// Of two revisions in one group, the older one cannot pass, whichever stands.
+/// Of two revisions in one group, the older one cannot pass, whichever revision is current.
 #[tokio::test]
 async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
     let bench = Bench::with(&[]).await;
@@ -397,7 +397,8 @@ async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
     assert_eq!(bench.users().await, ["before", "a", "b", "c", "before", "g", "i", "before", "l"]);
 }
 
-/// What was committed before the lock may not be answered after it, if nobody knows when it was committed.
+/// What was committed before the lock may not be answered after it if the time of the commit is
+/// unknown.
 #[tokio::test]
 async fn a_lost_commit_of_a_tenant_since_locked_has_no_receipt() {
     for (fate, has_receipt) in [(Fate::Lost, true), (Fate::LostAndLocked, false)] {
@@ -442,7 +443,8 @@ async fn the_fence_of_a_unit_without_an_entry_keeps_out_nobody() {
     assert_eq!(bench.store.database.deks(bench.tenant, &[id]).await.unwrap().len(), 1);
 }
 
-/// Nothing of the group was done, and nobody knows whom the fence keeps out: every caller is told to try again.
+/// Nothing of the group was committed, and it is unknown which unit the fence refuses: every caller
+/// is told to retry.
 #[tokio::test]
 async fn an_unreadable_fence_refuses_the_whole_batch_and_commits_nothing() {
     let bench = Bench::with(&[]).await;

@@ -1,4 +1,5 @@
-//! What `byok doctor` says of the DEKs that are stored, when the key is not the one that wrapped them.
+//! The report of `byok doctor` about stored DEKs when the configured key is not the one that
+//! wrapped them.
 
 use reqwest::Method;
 use serde_json::json;
@@ -57,7 +58,7 @@ async fn a_transit_key_that_was_deleted_and_remade_is_named() {
     let tried: Vec<_> =
         entries.as_array().expect("a list").iter().filter(|entry| entry["role"] == "doctor").collect();
     assert_eq!(tried.len(), 2, "each time that stored DEKs were tried: {entries}");
-    // The old key, from its backup.
+    // The old key is restored from its backup.
     server.key.delete().await;
     (deletion.on)().await;
     serves_again(&server, "r", &token).await;
@@ -144,6 +145,6 @@ async fn encrypting_for_a_record_whose_dek_does_not_open_says_so() {
     let refused = cold.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "r" })).await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
     assert!(refused.body["detail"].as_str().unwrap().contains("another key wraps it"), "{}", refused.body);
-    // To who decrypts it stays a ciphertext that does not open.
+    // For callers that decrypt, it remains a ciphertext that cannot be decrypted.
     assert_eq!(cold.decrypt(&token, "r").await.body["code"], "DECRYPT_FAILED");
 }

@@ -1,4 +1,5 @@
-//! `byok drill`: against a real server and key, with the hand on the switch; and against servers that answer too late.
+//! `byok drill` against a real server and key whose switch is turned off, and against servers that
+//! answer too late.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -27,7 +28,7 @@ fn report(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("report.json")).expect("a report")).expect("JSON")
 }
 
-/// Whether the signature beside the report is good, found out without the crate's own code.
+/// Whether the report's signature is valid, checked without the crate's own code.
 fn is_signed(folder: &Path) -> bool {
     let pem = std::fs::read_to_string(folder.join("drill.pem.pub")).unwrap();
     let der = STANDARD.decode(pem.lines().nth(1).unwrap()).unwrap();
@@ -108,7 +109,7 @@ async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
     assert!(text(&altered.stderr).contains("does not belong"), "{}", text(&altered.stderr));
 }
 
-/// A server whose answers to the n-th decrypt are these; its bound is 200 ms.
+/// A server that answers the n-th decrypt with these statuses; its bound is 200 ms.
 async fn staged(decrypt: impl Fn(usize) -> Option<u16> + Send + Sync + 'static) -> Stub {
     let (plaintext, asked) = (Mutex::new(String::new()), Mutex::new(0));
     Stub::start(move |seen, _| match seen.path.as_str() {
@@ -152,7 +153,7 @@ async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
     assert!(report["plaintexts_after_bound"].as_u64().unwrap() > 10);
     assert_eq!(report["first_refusal"], json!(null));
     assert!(is_signed(folder.path()));
-    // What is there is not written over.
+    // Existing files are not overwritten.
     let again = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;
     assert_eq!(again.status.code(), Some(1));
     assert!(text(&again.stderr).contains("already exists"));

@@ -1,5 +1,5 @@
-//! Replicas in this process: a KMS that does what a test says, a clock that a test moves, and a database in between whose
-//! clock can be set and whose calls are counted.
+//! Replicas in this process, with a KMS whose behaviour a test sets, a clock that a test advances,
+//! and a database connection with a shifted clock and counted calls.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -36,15 +36,15 @@ use tokio_util::sync::CancellationToken;
 use crate::support::rows::changes;
 use crate::support::tenancy::{ample_settings, one_tenant};
 
-/// What Hasura shows as `X-Byok-Secret`.
+/// The value of `X-Byok-Secret` in Hasura's requests.
 pub(crate) const SECRET: &str = "a-secret-of-some-length";
 
-/// The machine's clock, and how much longer the machine has been on than it has.
+/// The machine's clock, plus the time for which the machine was suspended.
 #[derive(Default)]
 pub(crate) struct Jumping(AtomicU64);
 
 impl Jumping {
-    /// The machine sleeps for so long.
+    /// Suspends the machine for this long.
     pub(crate) fn sleep(&self, milliseconds: u64) {
         self.0.fetch_add(milliseconds, Ordering::SeqCst);
     }
@@ -60,27 +60,27 @@ impl Clock for Jumping {
     }
 }
 
-/// What a KMS does.
+/// The behaviour of a KMS.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Will {
     Work,
     Refuse,
     Fail,
     Hang,
-    /// Answers after so many milliseconds.
+    /// The KMS answers after this many milliseconds.
     Dawdle(u64),
 }
 
-/// The local key, behind what a test wants of it.
+/// The local key, with the behaviour that a test sets.
 pub(crate) struct Scripted {
     pub(crate) key: Arc<LocalKey>,
     pub(crate) unwraps_will: Mutex<Will>,
     pub(crate) generates_will: Mutex<Will>,
-    /// Versions that it unwraps no more.
+    /// Versions that it no longer unwraps.
     pub(crate) destroyed: Mutex<HashSet<String>>,
     pub(crate) unwraps: AtomicUsize,
     pub(crate) generated: AtomicUsize,
-    /// How long the machine sleeps during an unwrap.
+    /// The suspension of the machine during an unwrap, in milliseconds.
     pub(crate) asleep: Mutex<Option<(Arc<Jumping>, u64)>>,
 }
 
@@ -157,18 +157,19 @@ impl Kms for Scripted {
     }
 }
 
-/// A replica's way to the database.
+/// A replica's connection to the database.
 pub(crate) struct Wired {
     pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
-    /// Milliseconds that the database's clock is ahead.
+    /// The milliseconds by which the database's clock is ahead.
     pub(crate) ahead: Arc<AtomicI64>,
     pub(crate) commits: AtomicUsize,
     pub(crate) reads: AtomicUsize,
-    /// Whether the wire is cut.
+    /// Whether every call fails.
     pub(crate) cut: AtomicBool,
-    /// Whether what goes in comes out much later.
+    /// Whether calls hang for a long time.
     pub(crate) hangs: AtomicBool,
-    /// What happens once the next commit with entries is durable and not heard of yet.
+    /// An action for the time when the next commit with entries is durable and its answer has not
+    /// arrived.
     pub(crate) then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -206,7 +207,8 @@ impl Commits for Wired {
         let database = self.database();
         let mut batch = batch.clone();
         if !batch.entries.is_empty() && !batch.fence.is_empty() {
-            // The database's own clock cannot be set, so what depends on it is asked here.
+            // The database's own clock cannot be set, so conditions that depend on it are checked
+            // here.
             let seen = database.proofs(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
             let seen = Snapshot { now: self.time(seen.now), rows: seen.rows };
             FenceReading::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
@@ -324,7 +326,7 @@ impl RequestReads for Wired {
     }
 }
 
-/// One replica: its own way to the database and to the KMS, and its own clock.
+/// One replica, with its own connections to the database and the KMS, and its own clock.
 pub(crate) struct Replica {
     pub(crate) app: Arc<App>,
     pub(crate) keyring: Arc<Keyring>,
@@ -358,7 +360,7 @@ impl Replica {
         self.decrypt_for(&self.caller(), ciphertext, record).await.map(Unreleased::given)
     }
 
-    /// Decrypts, and gives what the answer stands on until it has left.
+    /// Decrypts, and returns the unreleased answer.
     pub(crate) async fn decrypt_for(
         &self,
         caller: &Caller,
@@ -374,12 +376,12 @@ impl Replica {
         Ok(answered.committed.expect("a plaintext stands on a key"))
     }
 
-    /// Serves it on loopback, over TLS where there is an acceptor. Callers show [`SECRET`].
+    /// Serves the replica on loopback, over TLS if there is an acceptor. Callers send [`SECRET`].
     pub(crate) async fn serve(&self, tls: Option<TlsAcceptor>) -> SocketAddr {
         self.serve_with(tls, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "120")]).await
     }
 
-    /// The same with these settings.
+    /// Serves the replica with these settings.
     pub(crate) async fn serve_with(&self, tls: Option<TlsAcceptor>, settings: &[(&str, &str)]) -> SocketAddr {
         let env = Env::from_pairs(settings.iter().copied());
         let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
@@ -397,7 +399,7 @@ impl Replica {
         tokio::spawn(self.keyring.clone().run_prober(self.prober.clone()));
     }
 
-    /// Ends the prober, as if it had died.
+    /// Stops the prober, as if it had crashed.
     pub(crate) fn watch_no_more(&self) {
         self.prober.cancel();
     }
@@ -419,7 +421,8 @@ impl Replica {
         entries.iter().map(|entry| format!("{:?} {:?}", entry.row.operation, entry.row.outcome)).collect()
     }
 
-    /// Makes the proof of a version older than any bound, as that of one that nobody has used for a while.
+    /// Makes the proof of a version older than any bound, as if the version had not been used for a
+    /// while.
     pub(crate) async fn make_idle(&self, version: &str) {
         let proof = self.proof(version).await;
         let long_ago = proof.proven_at.minus(Duration::from_secs(3_600));
@@ -435,7 +438,7 @@ impl Replica {
     }
 }
 
-/// A database and a key.
+/// A database and a key that replicas share.
 pub(crate) struct House {
     pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
     pub(crate) ahead: Arc<AtomicI64>,
@@ -456,7 +459,7 @@ impl House {
         Self { database, ahead: Arc::default(), key, folder, tenant }
     }
 
-    /// A probes every second, for up to two: A is three seconds.
+    /// A replica that probes every second, with a timeout of two: A is three seconds.
     pub(crate) async fn replica(&self) -> Replica {
         self.replica_with(300).await
     }
@@ -465,7 +468,7 @@ impl House {
         self.replica_patient(cache_seconds, 2).await
     }
 
-    /// Whose probes may take so many seconds.
+    /// A replica with this probe timeout.
     pub(crate) async fn replica_patient(&self, cache_seconds: u64, probe_seconds: u64) -> Replica {
         let seconds = Duration::from_secs;
         let guard = KeyGuard {
@@ -535,7 +538,7 @@ impl House {
     }
 }
 
-/// Waits until something holds that must come to hold.
+/// Waits until a condition holds, for at most fifteen seconds.
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..600 {
         if holds().await {

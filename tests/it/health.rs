@@ -1,4 +1,5 @@
-//! Health: what it says of the key, what it costs, and what `/ready`, `/live` and `/metrics` say beside it.
+//! Health: what it reports about the key, what it costs, and what `/ready`, `/live` and `/metrics`
+//! report.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ async fn by_graphql(server: &TestServer) -> Value {
     server.graphql(&server.jwt("user", "u"), QUERY, json!({})).await["data"]["byokHealth"].clone()
 }
 
-/// Asks until the answer is as it should be.
+/// Asks until the answer is as expected.
 async fn until(server: &TestServer, path: &str, right: impl Fn(StatusCode, &Value) -> bool) -> Value {
     for _ in 0..600 {
         let answered = server.get(path).await;
@@ -69,7 +70,8 @@ async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() 
         (503, &json!("REVOKED")),
         "remembered or not"
     );
-    // The key works again; it is not used before it has worked for ten minutes, and health says so.
+    // The key works again, but is used only after it has worked for ten minutes, and health says
+    // so.
     policy(&["encrypt", "decrypt"]).await;
     let passes = until(&server, "/byok/health", |_, body| body["kms_latency_ms"].is_number()).await;
     assert_eq!((&passes["status"], &passes["error"]), (&json!("REVOKED"), &json!("KMS_ACCESS_DENIED")));
@@ -89,7 +91,7 @@ async fn a_version_that_is_not_the_current_one_shows_as_the_worst() {
     assert_eq!(server.decrypt(&token, "r").await.body["code"], "KMS_ACCESS_DENIED");
     let health = match health["key_version"] == format!("{}/2", server.key.name) {
         true => health,
-        // The remembered answer was of the first version.
+        // The cached answer was that of the first version.
         false => until(&server, "/byok/health", |_, body| body["status"] == "OK").await,
     };
     assert_eq!((&health["status"], &health["posture"]), (&json!("OK"), &json!(null)), "{health}");
@@ -132,13 +134,14 @@ async fn a_caller_who_asks_for_health_without_end_costs_the_database_little() {
         one.app.health().await;
     }
     let (reads, within) = (one.store.reads.load(Ordering::SeqCst) - before, began.elapsed());
-    // Whether it is there once a second, for the proofs four times; nobody else reads here.
+    // Health checks the database once a second, the prober reads proofs four times a second, and
+    // nobody else reads here.
     assert!(reads <= 5 * (1 + within.as_secs() as usize), "{reads} reads in {within:?}");
 }
 
 #[tokio::test]
 async fn a_stopping_server_is_not_ready_while_it_finishes_its_calls() {
-    // A KMS that takes connections and says nothing.
+    // A KMS that accepts connections and does not answer.
     let kms = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", kms.local_addr().unwrap());
     let mut server =
@@ -153,7 +156,7 @@ async fn a_stopping_server_is_not_ready_while_it_finishes_its_calls() {
     let _silent = [kms.accept().await.unwrap(), kms.accept().await.unwrap()];
     let pid = rustix::process::Pid::from_raw(server.pid() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    // As a kubelet does: each time by a connection of its own.
+    // Like a kubelet, which opens a new connection for each request.
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
     let ask = async |path: &str| answer(client.get(format!("{}{path}", server.base))).await.status;
     while ask("/ready").await != 503 {
@@ -195,7 +198,7 @@ async fn the_metrics_show_postures_probes_and_incidents() {
     assert_eq!(server.get("/ready").await.status, 200, "a revoked tenant does not make the server unready");
 }
 
-/// A server whose KMS is counted, and how it answers to a stranger.
+/// The answer to a caller without credentials: status and body.
 async fn of_stranger(server: &TestServer, path: &str) -> (u16, Value) {
     let answered = answer(server.client.get(format!("{}{path}", server.base))).await;
     (answered.status.as_u16(), answered.body)
@@ -251,7 +254,7 @@ async fn while_the_key_is_off_only_its_own_health_says_so() {
     assert_eq!((of_stranger(&server, "/ready").await.0, of_stranger(&server, "/live").await.0), (200, 200));
 }
 
-/// `byok health` with these arguments, under the environment of a server on this port.
+/// Runs `byok health` with these arguments, in the environment of a server that listens there.
 async fn byok_health(arguments: &[&str], listen: &str) -> (Option<i32>, String, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
     command.arg("health").args(arguments).env_clear().env("BYOK_LISTEN", listen);
@@ -264,7 +267,7 @@ async fn byok_health(arguments: &[&str], listen: &str) -> (Option<i32>, String, 
 async fn the_command_line_asks_a_running_server() {
     let mut server = TestServer::start().await;
     let port = server.base.rsplit_once(':').unwrap().1.to_owned();
-    // As in a container: it listens everywhere.
+    // In a container, the server listens on all addresses.
     let everywhere = format!("0.0.0.0:{port}");
     let (code, said, _) = byok_health(&[], &everywhere).await;
     assert!(code == Some(0) && said.starts_with("OK, ") && said.ends_with(" migrations applied"), "{said}");

@@ -1,4 +1,4 @@
-//! The keys of an identity provider (`jwk_url`): not known yet, changed before their time, out of reach.
+//! The keys of an identity provider (`jwk_url`): not fetched yet, changed early, unreachable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::guarded::until;
 use crate::support::server::TestServer;
 use crate::support::stub::{self, Stub};
 
-/// A key of the provider's, by its number.
+/// The provider's key with this number.
 fn key(number: u8) -> Ed25519KeyPair {
     Ed25519KeyPair::from_seed_unchecked(&[number; 32]).unwrap()
 }
@@ -23,7 +23,7 @@ fn jwk(number: u8) -> Value {
     json!({ "kty": "OKP", "crv": "Ed25519", "kid": format!("key-{number}"), "x": x })
 }
 
-/// A token of the role `admin`, signed with that key.
+/// A token for the role `admin`, signed with that key.
 fn token(number: u8, kid: &str) -> String {
     let header = json!({ "alg": "EdDSA", "kid": kid }).to_string();
     let claims = json!({
@@ -38,7 +38,7 @@ fn token(number: u8, kid: &str) -> String {
     format!("{message}.{signature}")
 }
 
-/// A provider: `answer` gets the number of the request, from 0.
+/// An identity provider whose `answer` gets the number of the request, from 0.
 async fn provider(
     answer: impl Fn(usize) -> (u16, Value) + Send + Sync + 'static,
 ) -> (Stub, Arc<AtomicUsize>) {
@@ -92,7 +92,7 @@ async fn while_no_keys_are_known_jwts_get_503_and_not_ready() {
     until("it is ready", async || server.get("/readyz").await.status == 200).await;
     assert_eq!(status(&server, &good).await.0, 200);
 
-    // What is known outlives an outage.
+    // Fetched keys remain valid during an outage.
     up.store(0, Ordering::SeqCst);
     assert_eq!(status(&server, &good).await.0, 200);
     assert_eq!(server.get("/readyz").await.status, 200);

@@ -1,5 +1,5 @@
-//! The kill switch, in one process: what replicas answer once a key was not shown to work, whatever the KMS, the database
-//! and the clocks do; and that a key that works is not refused.
+//! The kill switch in one process: which answers replicas give once a key was not shown to work,
+//! whatever the KMS, the database and the clocks do, and that a working key is not refused.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use crate::guarded::{House, Will, until};
 const UNAVAILABLE: Result<(), ErrorCode> = Err(ErrorCode::KmsUnavailable);
 const DENIED: Result<(), ErrorCode> = Err(ErrorCode::KmsAccessDenied);
 
-// What must not be answered.
+// Cases in which the answer must be a refusal.
 
 #[tokio::test]
 async fn an_answer_after_sleep_past_the_commit_is_withheld_and_recorded() {
@@ -57,7 +57,7 @@ async fn a_hot_dek_is_refused_after_the_bound_by_no_or_silence() {
         one.kms.will(will);
         assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the proof still stands");
         one.clock.sleep(3_200);
-        // Nobody probes beside the calls.
+        // No prober runs beside the calls.
         assert_eq!(one.decrypt(&token, "r").await, refused);
     }
 }
@@ -83,7 +83,7 @@ async fn the_prober_drops_what_is_not_proven_though_the_database_hangs() {
     one.watch();
     tokio::time::sleep(Duration::from_millis(100)).await;
     one.store.hangs.store(true, Ordering::SeqCst);
-    // So that a look is under way, and waits for the database.
+    // Long enough for the prober to be waiting for the database.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let ids = [dek_id(&token)];
     assert!(one.keyring.are_cached(one.tenant.uid, &ids));
@@ -112,14 +112,14 @@ async fn what_another_replica_finds_revoked_is_refused_here_and_dropped() {
     one.watch();
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
-    // Only the other one is told no.
+    // The KMS refuses only the other replica.
     two.kms.will(Will::Refuse);
     assert_eq!(two.decrypt("byok:v1:none", "r").await, Err(ErrorCode::TokenMalformed));
     two.watch();
     let ids = [dek_id(&token)];
     until("the posture is revoked", async || {
         one.posture().await == Posture::Revoked || {
-            // Replicas share the probes: whichever is asked first.
+            // Replicas share the probes, so either may send the next one.
             one.kms.will(Will::Refuse);
             false
         }
@@ -139,7 +139,7 @@ async fn no_token_is_made_under_a_key_that_does_not_unwrap() {
     assert_eq!(one.encrypt("r").await, Err(ErrorCode::KmsAccessDenied));
 }
 
-// What must be answered.
+// Cases in which the answer must not be a refusal.
 
 #[tokio::test]
 async fn a_hot_decrypt_makes_no_call_but_the_one_commit() {
@@ -190,7 +190,7 @@ async fn after_a_database_was_restored_the_key_follows_its_rows() {
     let house = House::new().await;
     let one = house.replica().await;
     let token = one.encrypt("r").await.unwrap();
-    // As after a restore from a backup: the same, and nothing of what came after.
+    // As after a restore from a backup: the same database, without what came after.
     let backup = house.folder.path().join("backup.db");
     let original = format!("sqlite://{}/byok.db", house.folder.path().display());
     let original = sqlx::SqlitePool::connect(&original).await.unwrap();
@@ -296,7 +296,7 @@ async fn callers_of_an_unknown_version_do_not_wait_for_each_others_failures() {
 #[tokio::test]
 async fn one_replicas_outage_is_not_the_tenants() {
     let house = House::new().await;
-    // Two lost probes in a row are no outage either, on a machine that has other things to do.
+    // Two lost probes in a row are not an outage either. The long timeout is for a busy machine.
     let (one, two) = (house.replica_patient(300, 9).await, house.replica_patient(300, 9).await);
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));

@@ -1,4 +1,5 @@
-//! The kill switch and answers that take long to leave: other fields of a document that are slow, clients that read slowly.
+//! The kill switch and answers that take long to send: documents with other slow fields, and
+//! clients that read slowly.
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,11 @@ use crate::support::shared_vault::VaultKey;
 use crate::support::switch::{A, Switch, eventually};
 use crate::support::toxics::{Fault, Way};
 
-/// What a replica allows for its own clock and a thread's turn, and this test for a busy machine.
+/// The allowance of a replica for its own clock and for scheduling a thread, and of this test for a
+/// busy machine.
 const SLACK: Duration = Duration::from_millis(1_100);
-/// What docs/kill-switch.md states of the kernel's buffer, and what the client's own kernel holds in these tests.
+/// The kernel's buffer as docs/kill-switch.md states it, and the client's own kernel buffer in
+/// these tests.
 const IN_FLIGHT: usize = (192 + 64) << 10;
 
 /// The entries of one request, oldest first.
@@ -27,7 +30,8 @@ async fn entries(server: &TestServer, request_id: &str) -> Vec<Value> {
     page.as_array().unwrap().iter().rev().filter(|entry| entry["request_id"] == request_id).cloned().collect()
 }
 
-/// A whole answer that was withheld: one error, and no data.
+/// Asserts that an answer was withheld whole: it has one error, with one of these codes, and no
+/// data.
 fn is_withheld(answer: &Value, codes: &[&str]) -> String {
     assert!(!answer.to_string().contains("hot-plaintext"), "{answer}");
     assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
@@ -59,7 +63,7 @@ async fn a_plaintext_before_many_slow_fields_is_withheld_with_the_answer() {
         sqlx::query_scalar("SELECT count(*) FROM np_byok_audit").fetch_one(&database).await.unwrap()
     };
     let before = count().await;
-    // Each field needs a commit, so that all of them take longer than the bound.
+    // Each field needs a commit, so together they take longer than the bound.
     way.delay(Duration::from_millis(60)).await;
     let jwt = server.jwt("admin", "a");
     let answering = server.graphql(&jwt, &query, Value::Null);
@@ -130,9 +134,9 @@ async fn an_answer_that_the_servers_stop_takes_away_is_recorded_as_refused() {
     assert_eq!(reveals().await, ["OK", "UNAVAILABLE"]);
 }
 
-/// What came of a large answer, and when.
+/// The part of a large answer that arrived, with times.
 struct Taken {
-    /// When each piece came, and how long it was.
+    /// The time and length of each piece.
     pieces: Vec<(Instant, usize)>,
     whole: bool,
 }
@@ -142,7 +146,8 @@ impl Taken {
         self.pieces.iter().map(|(_, length)| length).sum()
     }
 
-    /// No more came past the bound than what was on its way, and the answer is not whole.
+    /// Asserts that only what was in flight arrived after the bound, and that the answer is
+    /// incomplete.
     fn ended_in_time(&self, off: Instant) {
         let late = self.pieces.iter().filter(|(at, _)| *at > off + A + SLACK);
         let late: usize = late.map(|(_, length)| length).sum();
@@ -151,7 +156,7 @@ impl Taken {
     }
 }
 
-/// 64 KiB a second.
+/// Reads of this size give 64 KiB a second.
 const READ: usize = 16 << 10;
 const PAUSE: Duration = Duration::from_millis(250);
 

@@ -1,5 +1,5 @@
-//! Where the SDK's own chain finds credentials (a profile, a container's endpoint), and TLS: both read the process's
-//! environment, so the real binary is what runs here.
+//! Where the SDK's own chain finds credentials (a profile, a container's endpoint), and TLS. Both
+//! depend on the process's environment, so these tests run the real binary.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::support::relay::Relay;
 use crate::support::server::TestServer;
 use crate::support::stub::{Stub, answer};
 
-/// What `byok doctor` says of the key.
+/// The report of `byok doctor` about the key.
 async fn doctor(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let database = format!("sqlite://{}", folder.path().join("byok.db").display());
@@ -23,7 +23,7 @@ async fn doctor(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> String {
         .arg("doctor")
         .env_clear()
         .env("HOME", folder.path())
-        // No test looks for a machine's metadata.
+        // No test asks for instance metadata.
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .envs([
             ("DATABASE_URL", database.as_str()),
@@ -61,7 +61,7 @@ async fn a_profile_is_found() {
     assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
 }
 
-/// The profile `customers`, which takes the role with this external id, at this STS.
+/// The profile `customers`, which assumes the role with this external id at this STS.
 fn profile_with_role(key: &Key, role: &str, external_id: &str, more: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let profile = format!(
@@ -108,7 +108,7 @@ async fn no_variable_of_the_sdks_turns_a_profiles_role_to_another_sts() {
 async fn a_profile_that_is_changed_is_read_again() {
     let key = Cloud::shared().key().await;
     let file = tempfile::NamedTempFile::new().expect("a file");
-    // No profile to begin with: who takes the role is not said.
+    // A profile without a source: nothing says which credentials assume the role.
     std::fs::write(file.path(), format!("[default]\nrole_arn = {}\n", key.user.arn)).expect("it is written");
     let server =
         served(&key, &key.cloud().address, &[("AWS_SHARED_CREDENTIALS_FILE", path(file.path()))]).await;
@@ -196,7 +196,7 @@ async fn a_containers_credentials_are_found() {
     .await;
     let endpoint = format!("{}/credentials", stub.address);
     let said = doctor(&key, &key.cloud().address, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)]).await;
-    // The SDK insists on a session token; fakecloud does not look at it.
+    // The SDK requires a session token; fakecloud ignores it.
     assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
     assert_eq!(stub.seen().len(), 1);
 }
@@ -227,7 +227,7 @@ async fn https_is_trusted_by_the_systems_certificates_and_no_others() {
     assert!(said.contains("key: making a DEK: Unreachable"), "{said}");
 }
 
-/// Over TLS on our side, plain HTTP to the server.
+/// A relay that speaks TLS to us, and plain HTTP to the server.
 async fn relay(cloud: &str, authority: &Authority) -> Relay {
     Relay::ending_tls(cloud, &authority.server(), |_| "call".to_owned()).await
 }

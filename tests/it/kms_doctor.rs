@@ -1,5 +1,5 @@
-//! What `byok doctor` says of a key at AWS and at Azure: each thing that can be wrong apart from the others. Google's and
-//! Vault's are in `kms_gcp_doctor` and `cli`.
+//! The report of `byok doctor` about a key at AWS and at Azure, with each possible fault by itself.
+//! Google's and Vault's are in `kms_gcp_doctor` and `cli`.
 
 use reqwest::Method;
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::support::aws::{Cloud, permissions};
 use crate::support::azure::{Azure, SECRET};
 use crate::support::doctor;
 
-/// Nobody listens there.
+/// An address where nobody listens.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 fn says(said: &str, words: &[&str]) {

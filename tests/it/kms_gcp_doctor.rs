@@ -1,11 +1,11 @@
-//! What `byok doctor` says of a key at Google: each thing that can be wrong apart from the others.
+//! The report of `byok doctor` about a key at Google, with each possible fault by itself.
 
 use serde_json::json;
 
 use crate::support::doctor;
 use crate::support::gcp::{ACCOUNT, Google, KEY, RING, ROLE};
 
-/// Its lines about the key.
+/// The lines of the report about the key.
 async fn said(google: &Google, variables: &[(&str, &str)]) -> String {
     let env = google.environment(variables).await;
     let names = [

@@ -1,5 +1,5 @@
-//! Every refusal of Google's that the stand-in knows, provoked there, and every other that Google documents, told to it: what
-//! we make of it.
+//! Every refusal that the stand-in for Google knows, provoked there, every other one that Google
+//! documents, injected there, and how we classify them.
 
 use byok::crypto::Dek;
 use byok::kms::KmsErrorClass::{self, *};
@@ -213,7 +213,8 @@ async fn no_key_is_read_whatever_we_do() {
     );
     assert!(kms.current_version().await.is_ok());
     let calls: Value = google.control("counters", json!({})).await;
-    // Generate, wrap, the version, and half of the rewrap; unwrap, and the other half.
+    // `encrypt` is called for generate, wrap, the version and half of the rewrap; `decrypt` for
+    // unwrap and the other half.
     assert_eq!(calls, json!({ "token": 1, "encrypt": 4, "decrypt": 2 }));
 }
 

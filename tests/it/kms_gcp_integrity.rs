@@ -1,4 +1,4 @@
-//! Bytes that are altered between us and Google: they are noticed on either side, and never used.
+//! Bytes that are altered between us and Google: each side notices them, and neither uses them.
 
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, GcpKms, Kms, KmsError, KmsErrorClass};

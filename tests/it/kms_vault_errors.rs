@@ -1,5 +1,5 @@
-//! Every error of Vault's that we know, provoked at a real Vault: first what Vault says, word for word, then what we make
-//! of it. A text that a later Vault changes shows here.
+//! Every error of Vault's that we know, provoked at a real Vault: first Vault's exact text, then
+//! our classification. A text that a later Vault changes fails here.
 
 use std::num::NonZeroU64;
 
@@ -42,7 +42,7 @@ fn text_of(answer: &Value) -> &str {
     answer["errors"][0].as_str().or(answer["data"]["batch_results"][0]["error"].as_str()).unwrap_or_default()
 }
 
-/// What Vault itself says to the holder of the root token.
+/// The answer of Vault itself to the holder of the root token.
 async fn said(transit: &Transit, path: &str, body: Value) -> (u16, String) {
     let (status, answer) =
         transit.vault.answer(Method::POST, &format!("{}/{path}", transit.mount), body).await;
@@ -311,7 +311,8 @@ async fn an_item_error_carries_vaults_own_id_of_the_request() {
     assert_eq!((failed.http_status, failed.request_id.clone()), (Some(400), Some(id)));
 }
 
-/// Answers of OpenBao that Vault does not give, as its source has them: no OpenBao runs in the tests.
+/// Answers of OpenBao that Vault does not give, from its source code, since no OpenBao runs in the
+/// tests.
 mod openbao {
     use super::*;
     use crate::support::doctor;
@@ -373,8 +374,9 @@ mod openbao {
         }
     }
 
-    /// A token that was revoked or has expired: `fetchACLTokenEntryAndEntity` and `handleRequest` (vault/request_handling.go,
-    /// v2.0.3 to v2.6.2) say of it what they say of a policy. `lookup-self` of a token that lives: vault/token_store.go.
+    /// OpenBao gives the same answer for a revoked or expired token as for a missing policy:
+    /// `fetchACLTokenEntryAndEntity` and `handleRequest` (vault/request_handling.go, v2.0.3 to
+    /// v2.6.2). `lookup-self` of a valid token: vault/token_store.go.
     async fn doctor_of(lookup_self: (u16, &'static str)) -> String {
         let stub = Stub::start_with_tokens(move |seen, _| match seen.path.as_str() {
             "/v1/auth/token/lookup-self" => answer(lookup_self.0, lookup_self.1),

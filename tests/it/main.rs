@@ -1,5 +1,5 @@
-//! The one integration target: the real binary against real servers, and the house's own rules. `scripts/servers start`
-//! starts what it needs; `scripts/test` does so by itself.
+//! The one integration target: the real binary against real servers, and the rules about the tree.
+//! `scripts/servers start` starts what it needs; `scripts/test` does so by itself.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
