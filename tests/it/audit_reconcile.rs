@@ -123,7 +123,8 @@ async fn all_our_calls_are_explained_and_all_others_are_named() {
     assert_eq!(report["format"], "Vault audit device");
     assert_eq!(report["keys"], json!([server.key.name]));
     let (provider, log) = (&report["provider"], &report["log"]);
-    // Two calls that made DEKs, one that unwrapped three after the restart, one that re-wrapped three, one unwrap after it.
+    // Two calls that made DEKs, one that unwrapped three after the restart, one that re-wrapped
+    // three, one unwrap after it.
     assert!(provider["matched"].as_u64() >= Some(5), "{report:#}");
     assert!(log["items_from_kms"].as_u64() >= Some(10), "{report:#}");
     assert!(log["cache_hits"].as_u64() >= Some(4), "{report:#}");

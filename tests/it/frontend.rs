@@ -78,7 +78,7 @@ async fn a_page_of_any_other_origin_is_told_nothing() {
         let answer = called.bearer_auth(server.jwt("admin", "a")).body("{}").send().await.unwrap();
         assert!(!answer.headers().contains_key("access-control-allow-origin"), "{origin}");
     }
-    // Nor does an answer to a route that no page calls.
+    // A route that no page calls has no CORS headers at all.
     let metrics = with.client.get(format!("{}/metrics", with.base)).header("origin", PAGE);
     assert!(!metrics.send().await.unwrap().headers().contains_key("access-control-allow-origin"));
 }

@@ -1,5 +1,6 @@
-//! The stand-in for Azure is held to Microsoft's own clients, azure-keyvault-keys and azure-identity for Python: every
-//! operation succeeds, and every refusal raises the class that they document.
+//! The stand-in for Azure is held to Microsoft's own clients, azure-keyvault-keys and
+//! azure-identity for Python: every operation succeeds, and every refusal raises the class that
+//! they document.
 
 use crate::support::needed;
 

@@ -320,8 +320,8 @@ mod openbao {
     use byok::config::VaultLogin;
     use byok::crypto::SecretText;
 
-    /// `ErrSoftDeleted` (sdk/helper/keysutil/policy.go, v2.0.3 and v2.5.5), in a batch: builtin/logical/transit/path_encrypt.go,
-    /// path_decrypt.go and path_rewrap.go.
+    /// `ErrSoftDeleted` (sdk/helper/keysutil/policy.go, v2.0.3 and v2.5.5), in a batch:
+    /// builtin/logical/transit/path_encrypt.go, path_decrypt.go and path_rewrap.go.
     fn soft_deleted(seen: &Seen) -> axum::response::Response {
         let item = |item: &str| {
             format!(
@@ -362,8 +362,9 @@ mod openbao {
         assert_eq!(KmsErrorClass::KeyDisabled.verdict(), byok::kms::Verdict::Revoked);
     }
 
-    /// `ErrLockedNamespace` and `ErrNamespaceSealed`: vault/request_handling.go and sdk/logical/response_util.go, v2.3.2 to
-    /// v2.6.2; a namespace of its own can be sealed from v2.6.0 on.
+    /// `ErrLockedNamespace` and `ErrNamespaceSealed`: vault/request_handling.go and
+    /// sdk/logical/response_util.go, v2.3.2 to v2.6.2; a namespace of its own can be sealed from
+    /// v2.6.0 on.
     #[tokio::test]
     async fn a_locked_namespace_is_turned_off_and_a_sealed_one_unreachable() {
         let locked = r#"{"errors":["API access to this namespace has been locked by an administrator - \"ns1/\" must be unlocked to gain access."]}"#;

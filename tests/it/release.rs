@@ -1,5 +1,6 @@
-//! An answer between its commit and its client, in one process: it is given while its keys are shown to work, withheld
-//! whole and recorded so where it comes too late, and broken off where it has begun.
+//! An answer between its commit and its client, in one process: it is released while its keys are
+//! shown to work, withheld whole and recorded as withheld if it is too late, and broken off if it
+//! has already begun.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,10 +12,10 @@ use tokio::sync::Notify;
 
 use crate::guarded::{House, Replica, Will, until};
 
-/// Past A, and what a replica allows for its own clock.
+/// A time after A, and after a replica's allowance for its own clock.
 const PAST_THE_BOUND: u64 = 3_200;
 
-/// A whole answer that holds the values of these records, each with an entry of its own.
+/// A whole answer with the values of these records, each with its own entry.
 async fn answer(one: &Replica, records: &[&str]) -> Arc<Release> {
     let caller = one.caller();
     let mut committed = Vec::new();

@@ -1,5 +1,5 @@
-//! Files that are read again while the server runs: what is good takes the place of what was there, what is not changes
-//! nothing and is said, and SIGHUP ends nobody.
+//! Files that are reread while the server runs: good content replaces the old, bad content is
+//! reported and changes nothing, and SIGHUP ends no connection.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,7 +17,8 @@ pub(crate) fn hang_up(server: &TestServer) {
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
 }
 
-/// A folder as Kubernetes mounts a secret: files are links into `..data`, which is a link that is swapped.
+/// A folder like a Kubernetes secret mount: its files are links into `..data`, a link that is
+/// swapped.
 struct Mounted {
     folder: tempfile::TempDir,
     editions: usize,
@@ -37,7 +38,7 @@ impl Mounted {
         self.folder.path().join(name)
     }
 
-    /// Swaps all files at once.
+    /// Replaces all files at once.
     fn put(&mut self, files: &[(&str, &[u8])]) {
         self.editions += 1;
         let edition = format!("..edition-{}", self.editions);
@@ -58,7 +59,7 @@ fn borrowed<'a>(pair: &'a [(&'static str, Vec<u8>); 2]) -> [(&'static str, &'a [
     [(pair[0].0, &pair[0].1[..]), (pair[1].0, &pair[1].1[..])]
 }
 
-/// Whether a new connection shows a certificate of this authority.
+/// Whether a new connection presents a certificate of this authority.
 async fn shows(server: &TestServer, authority: &Authority) -> bool {
     let https = server.base.replace("http://", "https://");
     client(&authority.file(), None).get(format!("{https}/live")).send().await.is_ok()
@@ -81,7 +82,7 @@ async fn a_swapped_certificate_serves_new_connections_and_a_bad_one_none() {
     // Half of a PEM.
     mounted.put(&[("tls.crt", &second[0].1[..second[0].1.len() / 2]), ("tls.key", &second[1].1[..])]);
     until("half a certificate is said", async || server.logged().contains("holds no PEM certificates")).await;
-    // A key that does not fit.
+    // A key that does not belong to the certificate.
     mounted.put(&[("tls.crt", &second[0].1[..]), ("tls.key", &first[1].1[..])]);
     until("a wrong key is said", async || server.logged().contains("does not belong to the certificate"))
         .await;
@@ -206,7 +207,7 @@ async fn a_signing_key_is_exchanged_where_the_one_before_stands_beside_it() {
     make(&current);
     until("both keys count", async || keys().await != before).await;
     let rotated = keys().await;
-    // Keys of whoever can write the files, and none that this server has signed with.
+    // New keys, as from somebody who can write the files; this server has signed with neither.
     make(&current);
     make(&previous);
     until("it is refused", async || server.logged().contains("takes effect only after a restart")).await;

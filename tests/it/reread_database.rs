@@ -1,5 +1,5 @@
-//! A database whose password changes under a running server: the file that names it is written anew, and what is connected
-//! by the old one is retired.
+//! A database password that changes while the server runs: the file with the URL is rewritten, and
+//! connections made with the old password are retired.
 
 use std::fs;
 
@@ -9,7 +9,8 @@ use crate::support::postgres::{Server, execute, number};
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
-/// A server of PostgreSQL's on which the role `byok_rotated` needs a password, and its URL with this one.
+/// A PostgreSQL server that requires a password of the role `byok_rotated`, and a function from a
+/// password to the URL.
 async fn with_passwords() -> (Server, impl Fn(&str) -> String) {
     let postgres = Server::start();
     execute(&postgres.url, "CREATE ROLE byok_rotated LOGIN PASSWORD 'first-s3cret'").await;
@@ -21,7 +22,7 @@ async fn with_passwords() -> (Server, impl Fn(&str) -> String) {
     (postgres, move |password: &str| format!("postgres://byok_rotated:{password}@{host}/byok_rotated"))
 }
 
-/// How often the log says that a new URL cannot be used yet.
+/// The number of log lines about a new URL that cannot be used yet.
 fn refusals(server: &TestServer) -> usize {
     server.logged().matches("at its new URL the database").count()
 }
@@ -36,7 +37,7 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     let server = TestServer::on(VaultKey::create().await, url("first-s3cret"), &more).await;
     let token = server.encrypt("plain", "r").await;
 
-    // Written before the password is changed: it does not work yet.
+    // The file is written before the password is changed, so the new URL does not work yet.
     fs::write(&path, url("second-s3cret")).unwrap();
     until("it is said", async || refusals(&server) == 1).await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200, "the previous URL stays in use");
@@ -60,7 +61,7 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     number(&postgres.url, terminate).await;
     until("it goes on by the new one", async || server.decrypt(&token, "r").await.status == 200).await;
 
-    // A URL that is none, and another database.
+    // Not a URL of PostgreSQL, and a URL of another database.
     fs::write(&path, "mysql://byok_rotated:third-s3cret@localhost/byok_rotated").unwrap();
     until("it is said", async || server.logged().contains("is not valid")).await;
     execute(&postgres.url, "CREATE DATABASE byok_other OWNER byok_rotated").await;

@@ -1,4 +1,4 @@
-//! REST, as the seed prints it.
+//! REST, as the original specification prints it.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ async fn what_is_encrypted_can_be_decrypted_with_the_same_context() {
 #[tokio::test]
 async fn the_seeds_curl_lines_run_verbatim() {
     let server = TestServer::start().await;
-    // The seed's lines, its host replaced by this server's.
+    // The specification's lines, with this server's host.
     let encrypt = r#"curl -X POST https://api.yoursite.com/byok/encrypt \
 -H "Authorization: Bearer $ADMIN_TOKEN" \
 -d '{"plaintext": "sensitive-data", "context": {"record_id": "user-123"}}'"#;

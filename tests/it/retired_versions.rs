@@ -1,4 +1,5 @@
-//! A key version that no DEK needs any more: the customer may turn it off as soon as the rotation is done.
+//! A key version that no DEK needs any more: the customer may turn it off as soon as the rotation
+//! is done.
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::support::rows::changes;
 use crate::support::server::TestServer;
 use crate::support::switch::{A, Caller, encrypt_all, incidents};
 
-/// Two replicas have DEKs of the old version in memory when it is turned off, at once when the rotation is done.
+/// Two replicas have DEKs of the old version in memory when it is turned off, immediately after the
+/// rotation.
 async fn is_turned_off_unnoticed(
     server: TestServer,
     rotate: impl AsyncFnOnce(),
@@ -137,7 +139,7 @@ async fn a_dek_left_under_a_retired_version_is_watched_again() {
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
     let before = one.proof("1").await;
     retire(&house, &one).await;
-    // Hot on both, and neither has heard of it.
+    // Both have the DEK in memory, and neither has noticed the retirement.
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
     assert_eq!(one.proof("1").await.epoch, before.epoch + 1);
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));

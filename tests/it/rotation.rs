@@ -1,4 +1,4 @@
-//! Rotation: every DEK under the current key version, while the service goes on.
+//! Rotation: every DEK moves to the current key version, while the service goes on.
 
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,7 @@ async fn encrypt_and_decrypt_go_on_while_a_rotation_is_resumed_elsewhere() {
     let started = server.post("/byok/rotate", json!({})).await;
     let id = started.body["id"].as_str().unwrap().to_owned();
     let other = server.replica().await;
-    // Killed as soon as it has begun, with its lease still held.
+    // The server is killed as soon as it has begun, while it holds the lease.
     loop {
         let job = other.get(&format!("/byok/rotate/{id}")).await.body;
         if job["rewrapped"] != 0 || job["state"] == "DONE" {
@@ -162,7 +162,7 @@ async fn one_row_of_a_missing_version_does_not_delay_the_others() {
     server.key.rotate().await;
     let moved = server.post("/byok/rotate", json!({})).await;
     done(&server, moved.body["id"].as_str().unwrap()).await;
-    // One row names the first version again, which the customer then turns off.
+    // A row names the first version again, which the customer then turns off.
     let strange = "UPDATE np_byok_wrapped_deks SET wrapped = convert_to(replace(convert_from(wrapped, 'UTF8'), 'vault:v2:', 'vault:v1:'), 'UTF8'), key_version = '1' WHERE record_id = 'r-00003'";
     sqlx::query(strange).execute(&server.database().await).await.unwrap();
     server.key.refuse_below(2).await;
@@ -177,7 +177,7 @@ async fn a_dek_that_was_committed_behind_the_cursor_is_not_left_behind() {
     let server = TestServer::start().await;
     encrypt_records(&server, 3).await;
     let database = server.database().await;
-    // As a replica whose clock is behind would make it: an id that sorts before all others.
+    // A DEK as a replica with a slow clock would make it: its id sorts before all others.
     let early = "UPDATE np_byok_wrapped_deks SET id = '00000000-0000-7000-8000-000000000001' WHERE record_id = 'r-00001'";
     server.key.rotate().await;
     let hold =

@@ -1,4 +1,4 @@
-//! `byok rotate` off a terminal: what it says, and what it ends with.
+//! `byok rotate` without a terminal: its output and exit codes.
 
 use reqwest::Method;
 use serde_json::json;
@@ -8,12 +8,12 @@ use crate::rotation::{done, encrypt_records, versions};
 use crate::support::aws::{Cloud, permissions};
 use crate::support::server::TestServer;
 
-/// Its exit code, standard output and standard error.
+/// The exit code, standard output and standard error of `byok rotate`.
 async fn rotate(server: &TestServer, arguments: &[&str]) -> (i32, String, String) {
     rotate_with(server, arguments, &[]).await
 }
 
-/// The same with other variables.
+/// The same, with other variables.
 async fn rotate_with(
     server: &TestServer,
     arguments: &[&str],
@@ -52,7 +52,7 @@ async fn it_pauses_resumes_and_cancels_by_id() {
     let mut server = TestServer::start().await;
     encrypt_records(&server, 20).await;
     server.key.rotate().await;
-    // So that nobody else works on it.
+    // No server works on the job.
     server.stop().await;
     let (code, said, _) = rotate(&server, &["--detach"]).await;
     assert_eq!(code, 0, "{said}");
@@ -87,7 +87,7 @@ async fn one_that_is_paused_or_cancelled_meanwhile_ends_the_command() {
     let started = server.post("/byok/rotate", json!({})).await;
     let id = started.body["id"].as_str().unwrap().to_owned();
     done(&server, &id).await;
-    // Held by a replica that does not work on it.
+    // The job is held by a replica that does not work on it.
     let database = server.database().await;
     for (word, said) in [("pause", "was paused; `byok rotate --resume"), ("cancel", "was cancelled")] {
         let hold = "UPDATE np_byok_jobs SET state = 'RUNNING', holder = gen_random_uuid(), \
@@ -96,7 +96,7 @@ async fn one_that_is_paused_or_cancelled_meanwhile_ends_the_command() {
         let joined = "SELECT count(*) FROM np_byok_audit WHERE operation = 'rotate' AND means = 'operator' AND item_count = 0";
         let before: i64 = sqlx::query_scalar(joined).fetch_one(&database).await.unwrap();
         let commanded = async {
-            // Once the command has rejoined it.
+            // Waits until the command has rejoined the job.
             while sqlx::query_scalar::<_, i64>(joined).fetch_one(&database).await.unwrap() == before {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
@@ -131,12 +131,12 @@ async fn a_kms_that_refuses_ends_it_with_5_and_the_job_stays() {
         why.contains("is kept, 0 of 5 DEKs are re-wrapped") && why.contains("when the key is back"),
         "{why}"
     );
-    // It refuses altogether.
+    // The key refuses every operation.
     key.admin(Method::PUT, &path, policy(&["nothing"])).await;
     let (code, _, why) = rotate(&server, &[]).await;
     assert_eq!(code, 5, "{why}");
     assert!(why.contains("KMS_ACCESS_DENIED") && why.contains("No rotation was started"), "{why}");
-    // The key is back, and the job goes on.
+    // The key works again, and the job continues.
     key.admin(Method::PUT, &path, policy(&["encrypt", "decrypt", "rewrap"])).await;
     let (code, said, why) = rotate(&server, &[]).await;
     assert_eq!(code, 0, "{said}{why}");

@@ -1,4 +1,5 @@
-//! One caller who asks for much, reads slowly or sends slowly: the answer is bounded, and nobody else pays for it.
+//! One caller that asks for much, reads slowly or sends slowly: its answer is bounded, and other
+//! callers are not affected.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::support::offered::memory;
 use crate::support::server::{TestServer, answer};
 
-/// Of which JSON makes six bytes each.
+/// A character that JSON writes in six bytes.
 const CONTROL: &str = "\u{1}";
 
 fn address(server: &TestServer) -> std::net::SocketAddr {
@@ -23,7 +24,8 @@ async fn held(server: &TestServer) -> u64 {
     line.map_or(0, |value| value.parse::<f64>().unwrap() as u64)
 }
 
-/// A server of bodies of 4 MB, 16 MB of them at once, and answers of 8 MB; and a token that opens to 3 MB of JSON.
+/// A server with bodies of 4 MB, at most 16 MB of them at once, and answers of 8 MB; and a token
+/// whose plaintext is 3 MB of JSON.
 async fn server() -> (TestServer, String) {
     let server = TestServer::with(&[("BYOK_LOG", "info"), ("BYOK_MAX_BODY_BYTES", "4000000")]).await;
     let token = server.encrypt(&CONTROL.repeat(500_000), "r").await;
@@ -78,7 +80,7 @@ async fn an_answer_past_the_largest_is_refused_and_recorded_as_not_given() {
     assert!(entry["voids"].is_string() && entry["outcome"] == "BODY_TOO_LARGE", "{entry}");
 }
 
-/// A request of this user's, and a connection that takes nothing of the answer.
+/// A connection with a request of this user's that reads nothing of the answer.
 async fn slow_reader(server: &TestServer, user: &str, path: &str, body: &Value) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();

@@ -1,4 +1,5 @@
-//! A server that starts while its database is down: it answers from the first second, and serves once the database is there.
+//! A server that starts while its database is down: it answers from the first second, and serves
+//! once the database is up.
 
 use std::time::Duration;
 

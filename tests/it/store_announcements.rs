@@ -1,4 +1,4 @@
-//! What every database does with the announcements of incidents.
+//! The behaviour of every database for announcements of incidents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ async fn ends(store: &Db, tenant: TenantUid, incident: IncidentId) {
     assert!(applied(store, tenant, announce(incident, 1, holder, end)).await);
 }
 
-/// What is due of one tenant.
+/// The due announcements of one tenant.
 async fn due(store: &Db, tenant: TenantUid) -> Vec<DueAnnouncement> {
     let all = store.due_announcements(100).await.unwrap();
     all.into_iter().filter(|due| due.tenant.uid == tenant).collect()
@@ -161,7 +161,7 @@ async fn a_later_incident_of_a_key_version_waits_for_the_one_before(store: Db) {
     }
     for (at, incident) in incidents.iter().enumerate() {
         assert_eq!(due_ids(&store, tenant).await, [*incident]);
-        // Neither while it is tried, nor while it waits to be tried again.
+        // Neither during an attempt nor while it waits for the next one.
         let holder = Uuid::new_v4();
         assert!(begins(&store, tenant, *incident, 1, holder).await, "{at}");
         assert_eq!(due_ids(&store, tenant).await, []);
@@ -221,7 +221,7 @@ async fn an_incident_that_was_not_written_is_not_announced(store: Db) {
     let mut proof = watched(&*store, tenant, "1").await;
     let stale = proof.clone();
     let incident = turn(&*store, tenant, &mut proof, Posture::Revoked).await;
-    // Another replica was first: its compare-and-swap touches nothing.
+    // Another replica was first, so its compare-and-swap changes nothing.
     let mut lost = incident.clone();
     lost.id = IncidentId::new();
     let to = Proof { next_probe_at: proof.next_probe_at.plus(Duration::from_secs(1)), ..proof };

@@ -1,4 +1,4 @@
-//! Proofs, incidents, and the fence that a commit stands under: what every database does with them.
+//! The behaviour of every database for proofs, incidents, and the fence of a commit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +52,7 @@ async fn clock(store: &Db, tenant: TenantUid) -> Timestamp {
     store.proofs(tenant).await.unwrap().now
 }
 
-/// Times of a database may be of milliseconds.
+/// A time in whole milliseconds, which is all that some databases keep.
 fn whole(at: Timestamp) -> Timestamp {
     Timestamp(at.0 / 1_000 * 1_000)
 }
@@ -61,7 +61,7 @@ fn under(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
     Batch { tenant, base, entries: vec![entry()], changes: Vec::new(), gate: None, fence }
 }
 
-/// What a batch with one entry finds under this fence, at the log's end.
+/// The result of a batch with one entry at the end of the log, under this fence.
 async fn passes(
     store: &Db,
     tenant: TenantUid,
@@ -82,7 +82,7 @@ async fn proof_of(store: &Db, tenant: TenantUid, version: &str) -> Proof {
     seen.rows.into_iter().find(|row| &*row.key_version.version == version).unwrap()
 }
 
-/// The versions of this tenant that are to be probed.
+/// The versions of this tenant that are probed.
 async fn probed(store: &Db, tenant: TenantUid) -> Vec<String> {
     let watched = store.watched().await.unwrap().rows.into_iter();
     let versions = watched.filter(|row| row.tenant.uid == tenant);
@@ -220,7 +220,7 @@ async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) 
     assert_eq!(probed(&store, tenant).await, [""; 0]);
     assert_eq!(store.proofs(other).await.unwrap().rows.len(), 1, "another tenant's stay");
 
-    // Who has not heard of it yet.
+    // Writes by a replica that has not noticed the retirement.
     assert_eq!(one(&store, tenant, need("1")).await, 0);
     let late = Change::UpdateProof { from: first.revision, to: first.clone(), incident: None };
     assert_eq!(one(&store, tenant, late).await, 0);
@@ -373,7 +373,7 @@ async fn no_tenant_sees_anothers_proofs(store: Db) {
     assert_eq!(store.incidents(other, 10).await.unwrap(), []);
     let active = || vec![fence("1", Requirement::Active { epoch: 1 })];
     assert_eq!(passes(&store, other, active()).await, Err(CommitError::Fenced));
-    // A row of the same name, of its own.
+    // Another tenant's row with the same name.
     let revoked = Proof { posture: Posture::Revoked, ..first.clone() };
     one(&store, other, Change::Watch { proof: revoked.clone(), canary: canary("1") }).await;
     assert_eq!(store.proofs(own).await.unwrap().rows, [to]);
@@ -385,7 +385,7 @@ async fn no_tenant_sees_anothers_proofs(store: Db) {
 async fn only_an_active_key_of_this_epoch_is_active(store: Db) {
     let tenant = tenant(&*store).await;
     let mut proof = watch(&*store, tenant, "1").await;
-    // However old.
+    // The age of the proof does not matter.
     proof = prove(&*store, tenant, &proof, |to| to.proven_at = Timestamp(1)).await;
     let active = |epoch| vec![fence("1", Requirement::Active { epoch })];
     let proven = |epoch| vec![fence("1", Requirement::Proven { epoch, within: MINUTE })];
@@ -440,7 +440,7 @@ async fn a_row_that_was_written_is_not_unchanged(store: Db) {
     one(&store, tenant, Change::ExtendWatch { key_version: first.key_version.clone(), lasting: MINUTE })
         .await;
     assert!(passes(&store, tenant, unchanged(1)).await.is_ok(), "a need is no news of the key");
-    // Whatever the posture, the epoch and the time.
+    // The revision alone counts, not the posture, the epoch or the time.
     let mut to = first.clone();
     (to.posture, to.epoch, to.proven_at) = (Posture::Revoked, 2, first.proven_at.plus(MINUTE));
     let second = prove(&*store, tenant, &first, |next| *next = Proof { revision: 2, ..to }).await;
@@ -503,7 +503,7 @@ async fn what_was_found_comes_in_the_order_of_the_fence(store: Db) {
     let expected = [3, 0, 2, 0, 1].map(|n: usize| proven_at[n]);
     assert_eq!(passed.proven_at, expected);
     assert!(now <= passed.now && passed.now.since(now) < MINUTE);
-    // What reads it finds the same.
+    // A read of the proofs gives the same result.
     let seen = store.proofs(tenant).await.unwrap();
     assert_eq!(FenceReading::of(&fences, &seen).unwrap().proven_at, expected);
 }

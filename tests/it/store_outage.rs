@@ -1,4 +1,4 @@
-//! The connection is cut at the worst moments, the database stops and comes back.
+//! The connection is cut at the worst times, and the database stops and comes back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,11 @@ use crate::support::postgres::{Server, TestDatabase, connect, migrated};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::rows::{changes, dek, entries, entry, job, tenant};
 
-/// What no wait of the store takes on any machine: its own limits are some seconds.
+/// Longer than any wait of the store on any machine: its own limits are a few seconds.
 const ENDLESS: Duration = Duration::from_secs(60);
 
-/// A store behind a proxy, with its statements prepared, beside one that reaches the database directly.
+/// A store behind a proxy, with prepared statements, and one with a direct connection to the
+/// database.
 struct Cuttable {
     _database: TestDatabase,
     direct: Arc<Postgres>,
@@ -35,7 +36,7 @@ async fn cuttable() -> Cuttable {
     Cuttable { _database: database, direct, proxied, proxy, tenant }
 }
 
-/// One statement, without a transaction of its own.
+/// A batch that needs one statement, without an explicit transaction.
 fn simple(tenant: TenantUid) -> Batch {
     Batch {
         tenant,
@@ -47,7 +48,7 @@ fn simple(tenant: TenantUid) -> Batch {
     }
 }
 
-/// An explicit transaction.
+/// A batch that needs an explicit transaction.
 fn mixed(tenant: TenantUid) -> Batch {
     let mut batch = simple(tenant);
     batch.changes.push(Change::StartJob(job()));
@@ -159,7 +160,7 @@ async fn a_database_that_stops_is_unavailable_and_is_found_again() {
 
     server.kill();
     let start = Instant::now();
-    // The first may find a connection that was alive a moment ago.
+    // The first commit may use a connection that was alive a moment ago.
     let first = store.commit(&batch(1)).await;
     assert!(matches!(first, Err(CommitError::Unknown | CommitError::Unavailable)), "{first:?}");
     assert_eq!(store.commit(&batch(1)).await, Err(CommitError::Unavailable));

@@ -1,4 +1,5 @@
-//! A real standby, and an address that leads to it: what it holds may be of the past, and nothing is read from it.
+//! A real standby, and an address that leads to it. Its data may be old, so nothing is read from
+//! it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::support::rows::{dek, entry, tenant};
 use crate::support::server::TestServer;
 use crate::support::shared_vault::VaultKey;
 
-/// Waits until a query gives 1.
+/// Waits until a query returns 1.
 async fn until(url: &str, sql: &str) {
     for _ in 0..1_200 {
         if number(url, sql).await == 1 {
@@ -28,7 +29,7 @@ async fn until(url: &str, sql: &str) {
     panic!("it never came to hold: {sql}");
 }
 
-/// From here on the standby has all that is committed, and shows none of it.
+/// From here on the standby receives all commits, and shows none of them.
 async fn pause_replay(standby: &Server) {
     execute(&standby.url, "SELECT pg_wal_replay_pause()").await;
     until(&standby.url, "SELECT (pg_get_wal_replay_pause_state() = 'paused')::int::int8").await;
@@ -80,7 +81,7 @@ async fn nothing_is_read_from_a_standby_and_the_primary_is_found_again() {
         assert_eq!(store.commit(&batch(1)).await, Err(CommitError::Unavailable));
         assert_eq!(store.commit_in_turn(&mut batch(1)).await, Err(CommitError::Unavailable));
     }
-    // What was opened to the standby would go on.
+    // Connections to the standby would stay open.
     proxy.lead_to(&primary.url);
     assert_eq!(store.deks(tenant, &[row.id]).await.unwrap().len(), 1);
     assert_eq!(store.ping().await, Ok(()));
@@ -92,17 +93,17 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What callers met.
+/// The results of callers' calls.
 #[derive(Default)]
 struct Met {
-    /// Each acknowledged token, with its record.
+    /// The acknowledged tokens, each with its record.
     tokens: Mutex<Vec<(String, String)>>,
     decrypted: AtomicUsize,
     refusals: Mutex<Vec<Value>>,
     over: AtomicBool,
 }
 
-/// Encrypts, and decrypts what was acknowledged, until it is over.
+/// Encrypts, and decrypts the latest acknowledged token, until `over` is set.
 async fn call(server: &TestServer, caller: usize, met: &Met) {
     for turn in 0.. {
         if met.over.load(Ordering::SeqCst) {
@@ -163,7 +164,7 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
         .await;
         let ready = server.get("/ready").await;
         assert_eq!((ready.status.as_u16(), &ready.body["reason"]), (503, &Value::from("STORE_UNAVAILABLE")));
-        // Long enough for the log to be held against what was signed.
+        // Long enough for the log to be compared with the signed checkpoint.
         tokio::time::sleep(Duration::from_secs(3)).await;
         primary.kill();
         execute(&standby.url, "SELECT pg_wal_replay_resume()").await;

@@ -1,4 +1,4 @@
-//! What every database does with the streams of a log.
+//! The behaviour of every database for the streams of a log.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What other people's software makes of the server: Hasura's introspection, a stitching gateway, a browser.
+//! Third-party software against the server: Hasura's introspection, a stitching gateway, a browser.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use crate::support::{needed, server::TestServer};
 
 const SECRET: &str = "the-shared-secret-of-the-tests";
 
-/// Runs a script of `tests/web`; what it prints.
+/// Runs a script of `tests/web` and returns its output.
 async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = tokio::process::Command::new("node")
@@ -22,9 +22,10 @@ async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) ->
     said
 }
 
-/// Of scalars that are ours it says nothing but what the script says of them: the language of schemas cannot. Not asked are
-/// introspection's newest fields and directives of none but schemas, which not every release of either has, subscriptions, which
-/// graphql-js lets pass without a root for them, and what is larger than our limits.
+/// Values of our own scalars are checked only by the script's rules, which the schema language
+/// cannot express. Left out are introspection's newest fields and directives that only schemas use,
+/// which not every release of either implementation has; subscriptions, which graphql-js accepts
+/// without a root type; and documents larger than our limits.
 #[tokio::test]
 async fn ten_thousand_documents_are_judged_as_by_graphql_js() {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema.graphql").display().to_string();

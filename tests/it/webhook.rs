@@ -1,4 +1,5 @@
-//! Incidents are announced to the operator's webhook: signed, at least once, in order, whatever the receiver does.
+//! Incidents are announced to the operator's webhook: signed, at least once and in order, whatever
+//! the receiver does.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,7 @@ pub(crate) const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb
 const URL: &str = "BYOK_INCIDENT_WEBHOOK_URL";
 const SECRET_VARIABLE: &str = "BYOK_INCIDENT_WEBHOOK_SECRET";
 
-/// How a receiver answers.
+/// The answer of a receiver.
 #[derive(Clone)]
 pub(crate) enum Answer {
     Status(u16),
@@ -37,7 +38,7 @@ pub(crate) enum Answer {
     Nothing,
 }
 
-/// A delivery whose signature was right.
+/// A delivery with a valid signature.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivered {
     pub(crate) id: String,
@@ -51,7 +52,7 @@ struct Inbox {
     came: Mutex<Vec<Option<Delivered>>>,
 }
 
-/// Answers as it is told, then 204. Ends with its value.
+/// A receiver that gives scripted answers, then 204. It stops when it is dropped.
 pub(crate) struct Receiver {
     pub(crate) url: String,
     inbox: Arc<Inbox>,
@@ -90,7 +91,7 @@ impl Receiver {
         Self { url, inbox, server }
     }
 
-    /// What came; every signature was right.
+    /// The deliveries received so far; every signature must be valid.
     fn came(&self) -> Vec<Delivered> {
         let came = self.inbox.came.lock().unwrap();
         came.iter().map(|delivered| delivered.clone().expect("the signature is right")).collect()
@@ -112,7 +113,7 @@ impl Drop for Receiver {
     }
 }
 
-/// As the specification has a receiver do it, without the crate's own code.
+/// Verifies a delivery as the specification tells a receiver to, without the crate's own code.
 fn verified(headers: &HeaderMap, body: Bytes) -> Option<Delivered> {
     let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
     let (id, at) = (header("webhook-id")?, header("webhook-timestamp")?);
@@ -134,7 +135,7 @@ async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A server with a webhook, and the hand of the prober on its database.
+/// A server with a webhook, and access to its database to change postures as the prober does.
 struct Bench {
     server: TestServer,
     store: Postgres,
@@ -158,12 +159,12 @@ impl Bench {
         turn(&self.store, self.tenant, proof, posture).await
     }
 
-    /// One incident.
+    /// Makes one incident.
     async fn revoke(&self, version: &str) -> Incident {
         self.turn(&mut self.watched(version).await, Posture::Revoked).await
     }
 
-    /// What stands of an announcement: attempts and outcome.
+    /// The stored state of an announcement: attempts and outcome.
     async fn state(&self, incident: &Incident) -> (i32, Option<String>) {
         sqlx::query_as("SELECT attempts, outcome FROM np_byok_announcements WHERE incident = $1")
             .bind(incident.id.0)
@@ -177,7 +178,7 @@ impl Bench {
         assert_eq!(self.state(incident).await, (attempts, Some(outcome.to_owned())));
     }
 
-    /// Lets the time pass that the next attempts wait for.
+    /// Makes the next attempts due now.
     async fn hurry(&self) {
         let sql = "UPDATE np_byok_announcements SET next_attempt_at = now() WHERE outcome IS NULL";
         sqlx::query(sql).execute(&self.server.database().await).await.unwrap();
@@ -311,7 +312,7 @@ async fn what_is_too_old_is_given_up_and_what_follows_is_sent() {
     let mut proof = bench.watched("1").await;
     let mut old = bench.turn(&mut proof, Posture::Revoked).await;
     bench.ended(&old, 1, "announced").await;
-    // As if nobody had taken it for three days.
+    // As if it had waited for three days.
     old.id = byok::model::IncidentId::new();
     old.at = Timestamp(now().0 - Duration::from_secs(3 * 24 * 3_600 + 60).as_micros() as i64);
     write(&bench.store, bench.tenant, &mut proof, &old).await;
@@ -438,7 +439,7 @@ async fn no_secret_address_uid_or_answer_is_in_a_log() {
     })
     .await;
     bench.ended(&first, 3, "refused").await;
-    // Nor of an address where nobody answers.
+    // An address where nobody listens must not be logged either.
     drop(receiver);
     bench.turn(&mut proof, Posture::Revoked).await;
     eventually(async || bench.server.logged().contains("\"status\":\"unreachable\"")).await;

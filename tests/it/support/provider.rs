@@ -1,5 +1,5 @@
-//! Each provider as a server meets it: the variables that `byok serve` takes, the hosts behind them, and the customer's
-//! hand on the key. For what holds of all four.
+//! Each provider as a server uses it: the variables that `byok serve` takes, the hosts behind them,
+//! and the customer's control of the key. For behaviour that all four share.
 //!
 //! What each customer does when a [`Switch`] is turned off, and undoes when it is turned on:
 //!
@@ -11,8 +11,8 @@
 //! | `Version` | none: a rotated key's material cannot be disabled | all versions but the primary one disabled | `min_decryption_version` | all versions but the newest `enabled: false` |
 //! | `Credential` | the access key deactivated and the role's sessions revoked | the service account disabled | the token revoked; root makes it again by its id | the application disabled and its tokens ended |
 //!
-//! A `Version` is never the newest: a new one is made first where there is but one. Entra's tokens outlive their application
-//! by up to an hour where continuous access evaluation does not end them.
+//! A `Version` is never the newest: a new version is made first if there is only one. Entra's
+//! tokens outlive their application by up to an hour unless continuous access evaluation ends them.
 
 use std::path::PathBuf;
 use std::sync::Arc;

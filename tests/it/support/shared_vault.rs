@@ -24,7 +24,8 @@ impl VaultKey {
         Self::create_at(needed("BYOK_TEST_VAULT_ADDR"), needed("BYOK_TEST_VAULT_TOKEN")).await
     }
 
-    /// A new key, with a token that may only encrypt, decrypt and rewrap with it, and read its versions.
+    /// A new key, with a token that may only encrypt, decrypt and rewrap with it, and read its
+    /// versions.
     pub(crate) async fn create_at(address: String, root: String) -> Self {
         let name = format!("k-{}", uuid::Uuid::now_v7().simple());
         let key = Self { address, token: root.clone(), root, name };
