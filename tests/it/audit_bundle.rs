@@ -297,9 +297,10 @@ async fn a_pruned_range_holds_with_a_later_entry_and_its_hashes() {
         let place = line_of(&lines, "end");
         lines[place]["end"]["entries"] = json!(13 - end);
         for said in sealed.both(&written(&sealed, &lines), None).await {
-            match named {
-                true => said.holds(),
-                false => said.finds("unmarked-prune", "place"),
+            if named {
+                said.holds();
+            } else {
+                said.finds("unmarked-prune", "place");
             }
         }
     }

@@ -155,22 +155,19 @@ async fn receiver(inbox: Arc<Mutex<Inbox>>) -> String {
     let url = format!("http://{}/siem", listener.local_addr().unwrap());
     let router = Router::new().fallback(move |headers: HeaderMap, body: Bytes| {
         let mut inbox = inbox.lock().unwrap();
-        std::future::ready(match inbox.open {
-            true => {
-                inbox.ids.push(verified(&headers, &body));
-                let mut document: Value = serde_json::from_slice(&body).expect("one JSON value");
-                inbox.events.append(document["data"]["events"].as_array_mut().expect("events"));
-                let headers = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
-                let headers: serde_json::Map<_, _> =
-                    headers.map(|(name, value)| (name.to_owned(), value.into())).collect();
-                let body = std::str::from_utf8(&body).unwrap();
-                inbox.deliveries.push(json!({ "headers": headers, "body": body }));
-                StatusCode::NO_CONTENT
-            }
-            false => {
-                inbox.refused += 1;
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+        std::future::ready(if inbox.open {
+            inbox.ids.push(verified(&headers, &body));
+            let mut document: Value = serde_json::from_slice(&body).expect("one JSON value");
+            inbox.events.append(document["data"]["events"].as_array_mut().expect("events"));
+            let headers = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+            let headers: serde_json::Map<_, _> =
+                headers.map(|(name, value)| (name.to_owned(), value.into())).collect();
+            let body = std::str::from_utf8(&body).unwrap();
+            inbox.deliveries.push(json!({ "headers": headers, "body": body }));
+            StatusCode::NO_CONTENT
+        } else {
+            inbox.refused += 1;
+            StatusCode::SERVICE_UNAVAILABLE
         })
     });
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });

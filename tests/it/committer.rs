@@ -85,9 +85,10 @@ impl Commits for Unlucky {
     }
 
     async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
-        match self.unreadable.load(Ordering::SeqCst) {
-            true => Err(ReadError::Unavailable),
-            false => self.database.proofs(tenant).await,
+        if self.unreadable.load(Ordering::SeqCst) {
+            Err(ReadError::Unavailable)
+        } else {
+            self.database.proofs(tenant).await
         }
     }
 

@@ -135,11 +135,12 @@ impl Kms for Scripted {
         }
         let answers = self.key.unwrap(wrapped).await;
         let destroyed = self.destroyed.lock().unwrap();
-        let answer = |((_, wrapped), answer): (&(DekBinding, Wrapped), ItemResult<Dek>)| match destroyed
-            .contains(&*wrapped.key_version.version)
-        {
-            true => Err(KmsError::local(KmsErrorClass::KeyVersionUnavailable)),
-            false => answer,
+        let answer = |((_, wrapped), answer): (&(DekBinding, Wrapped), ItemResult<Dek>)| {
+            if destroyed.contains(&*wrapped.key_version.version) {
+                Err(KmsError::local(KmsErrorClass::KeyVersionUnavailable))
+            } else {
+                answer
+            }
         };
         wrapped.iter().zip(answers).map(answer).collect()
     }
@@ -187,10 +188,7 @@ impl Wired {
         if self.hangs.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
-        match self.cut.load(Ordering::SeqCst) {
-            true => Err(ReadError::Unavailable),
-            false => Ok(self.database()),
-        }
+        if self.cut.load(Ordering::SeqCst) { Err(ReadError::Unavailable) } else { Ok(self.database()) }
     }
 }
 

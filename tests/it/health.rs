@@ -89,10 +89,11 @@ async fn a_version_that_is_not_the_current_one_shows_as_the_worst() {
     server.key.refuse_below(2).await;
     let health = until(&server, "/byok/health", |_, body| body["worst_posture"] == "revoked").await;
     assert_eq!(server.decrypt(&token, "r").await.body["code"], "KMS_ACCESS_DENIED");
-    let health = match health["key_version"] == format!("{}/2", server.key.name) {
-        true => health,
+    let health = if health["key_version"] == format!("{}/2", server.key.name) {
+        health
+    } else {
         // The cached answer was that of the first version.
-        false => until(&server, "/byok/health", |_, body| body["status"] == "OK").await,
+        until(&server, "/byok/health", |_, body| body["status"] == "OK").await
     };
     assert_eq!((&health["status"], &health["posture"]), (&json!("OK"), &json!(null)), "{health}");
     assert_eq!(health["key_version"], format!("{}/2", server.key.name));

@@ -146,10 +146,7 @@ async fn a_lock_with_an_entry_keeps_out_who_waits_for_the_head() {
         sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut other).await.unwrap();
         let (waiting, mut late) = (store.clone(), batch(tenant, 1, Some(0)));
         let waiting = tokio::spawn(async move {
-            match in_turn {
-                true => waiting.commit_in_turn(&mut late).await,
-                false => waiting.commit(&late).await,
-            }
+            if in_turn { waiting.commit_in_turn(&mut late).await } else { waiting.commit(&late).await }
         });
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         assert!(!waiting.is_finished(), "it waits for the head");

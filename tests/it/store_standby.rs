@@ -118,9 +118,10 @@ async fn call(server: &TestServer, caller: usize, met: &Met) {
         }
         let Some((token, record)) = met.tokens.lock().unwrap().last().cloned() else { continue };
         let answer = server.decrypt(&token, &record).await;
-        match answer.body["plaintext"] == *record {
-            true => drop(met.decrypted.fetch_add(1, Ordering::SeqCst)),
-            false => met.refusals.lock().unwrap().push(answer.body),
+        if answer.body["plaintext"] == *record {
+            met.decrypted.fetch_add(1, Ordering::SeqCst);
+        } else {
+            met.refusals.lock().unwrap().push(answer.body);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

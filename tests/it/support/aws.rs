@@ -540,12 +540,13 @@ fn operation(headers: &HeaderMap, body: &Bytes) -> String {
 /// An error in the format of KMS (JSON) or STS (XML), with a message that must not appear anywhere.
 fn error(headers: &HeaderMap, status: u16, code: &str) -> Response {
     let message = super::aws::CANARY;
-    let body = match headers.contains_key("x-amz-target") {
-        true => json!({ "__type": code, "message": message }).to_string(),
-        false => format!(
+    let body = if headers.contains_key("x-amz-target") {
+        json!({ "__type": code, "message": message }).to_string()
+    } else {
+        format!(
             "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type><Code>{code}</Code>\
              <Message>{message}</Message></Error><RequestId>r-1</RequestId></ErrorResponse>"
-        ),
+        )
     };
     let mut response = super::stub::answer(status, body);
     response

@@ -106,16 +106,14 @@ impl Way {
     /// held back.
     pub(crate) async fn delay(&self, by: Duration) {
         let toxics = format!("{}/proxies/{}/toxics", self.api, self.name);
-        match by.is_zero() {
-            true => {
-                let answer = super::http().delete(format!("{toxics}/delay")).send().await;
-                assert!(answer.expect("Toxiproxy answers").status().is_success());
-            }
-            false => {
-                let latency = json!({ "latency": by.as_millis() as u64 });
-                let toxic = json!({ "name": "delay", "type": "latency", "stream": "downstream", "attributes": latency });
-                let _: Value = post(&toxics, &toxic).await;
-            }
+        if by.is_zero() {
+            let answer = super::http().delete(format!("{toxics}/delay")).send().await;
+            assert!(answer.expect("Toxiproxy answers").status().is_success());
+        } else {
+            let latency = json!({ "latency": by.as_millis() as u64 });
+            let toxic =
+                json!({ "name": "delay", "type": "latency", "stream": "downstream", "attributes": latency });
+            let _: Value = post(&toxics, &toxic).await;
         }
     }
 
