@@ -77,7 +77,7 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
 }
 
 #[tokio::test]
-async fn every_part_of_a_log_is_proven_and_joined_to_pinned_checkpoints() {
+async fn every_part_of_a_log_is_proven_against_pinned_checkpoints() {
     let sealed = Sealed::start().await;
     let pinned = [sealed.checkpoint_of(1).await, sealed.checkpoint_of(6).await, sealed.checkpoint().await];
     let times: Vec<String> = lines(&sealed.export(&[]).await.ok().unwrap())
@@ -195,7 +195,7 @@ fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
 type Edit<'a> = &'a dyn Fn(&mut Vec<String>);
 
 #[test]
-fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
+fn neither_verifier_accepts_a_bundle_that_omits_entries_of_its_range() {
     let text = std::fs::read_to_string(vectors().join("bundle.jsonl")).unwrap();
     let whole: Vec<&str> = text.lines().collect();
     let leaf = {
@@ -396,7 +396,7 @@ async fn a_pruned_log_still_verifies_and_so_does_its_bundle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
+async fn an_ended_log_may_be_pruned_whole_if_recorded_later() {
     let (_folder, store, tenant, _) = old_log().await;
     let leaves = store.leaves(tenant.uid, 0..512).await.unwrap();
     let mut frontier = Frontier::default();

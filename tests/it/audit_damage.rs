@@ -185,7 +185,7 @@ async fn a_swapped_pair_is_found() {
 }
 
 #[tokio::test]
-async fn a_truncated_tail_is_found_without_traces_only_by_a_pinned_checkpoint() {
+async fn only_a_pinned_checkpoint_finds_a_tail_truncated_without_traces() {
     let sealed = Sealed::start().await;
     sealed.checkpoint_of(5).await;
     let pinned = sealed.checkpoint().await;

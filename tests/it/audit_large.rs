@@ -189,7 +189,7 @@ async fn a_log_of_the_largest_entries_is_read_within_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
+async fn a_record_is_erased_from_the_largest_entries_in_turn() {
     let (_database, store, tenant) = poisoned_log().await;
     let uid = tenant.uid;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);

@@ -252,7 +252,7 @@ async fn an_erased_record_leaves_the_rows_of_its_deks_which_stay(database: Db) {
 }
 
 #[tokio::test]
-async fn an_erased_records_tokens_still_decrypt_and_new_ones_have_another_dek() {
+async fn an_erased_records_tokens_decrypt_and_new_ones_use_another_dek() {
     let mut server = TestServer::start().await;
     let before = server.encrypt("before", "r").await;
     printed(&server.environment, &["audit", "erase", "--record", "r"]).await;

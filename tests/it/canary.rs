@@ -12,7 +12,7 @@ use crate::support::server::{TestServer, answer};
 const CANARY: &str = "CANARY-plaintext-7f3a";
 
 #[tokio::test]
-async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
+async fn no_secret_is_in_any_log_error_or_table() {
     let server = TestServer::with(&[
         ("BYOK_LOG", "trace"),
         ("BYOK_HASURA_SECRET", "CANARY-shared-secret-0123456789abcd"),

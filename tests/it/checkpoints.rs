@@ -109,7 +109,7 @@ async fn tree(server: &TestServer) -> (u64, String) {
 }
 
 #[tokio::test]
-async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
+async fn a_checkpoint_of_the_tree_verifies_with_the_printed_key() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let server = TestServer::with(&[(KEY_FILE, &key), ("BYOK_AUDIT_ORIGIN", "byok.example/eu")]).await;
@@ -206,7 +206,7 @@ async fn without_a_key_there_is_none_and_the_doctor_says_so() {
 }
 
 #[tokio::test]
-async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
+async fn every_replica_signs_a_growing_log_once_a_second() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let server = TestServer::with(&[(KEY_FILE, &key)]).await;
@@ -243,7 +243,7 @@ async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
 }
 
 #[tokio::test]
-async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
+async fn a_new_key_is_readable_by_its_owner_and_overwrites_none() {
     let folder = tempfile::tempdir().unwrap();
     // In the environment of a server that already names the file to create.
     let path = folder.path().join("key.pem").display().to_string();

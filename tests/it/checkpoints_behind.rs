@@ -218,7 +218,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
+async fn events_streamed_after_a_restore_name_the_new_log() {
     let streamed = tempfile::tempdir().unwrap();
     let file = streamed.path().join("audit.jsonl");
     let mut bench = Bench::with(&[("BYOK_AUDIT_STREAM_FILE", file.to_str().unwrap())]).await;
@@ -418,7 +418,7 @@ async fn a_history_that_was_rewritten_at_the_same_size_shows() {
 }
 
 #[tokio::test]
-async fn a_history_that_was_rewritten_shows_also_where_another_log_goes_on() {
+async fn a_rewritten_history_is_found_even_after_another_log_began() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..4).await;
     let published = bench.published().await;
@@ -476,7 +476,7 @@ async fn set_head(bench: &Bench, size: u64, frontier: &Frontier) {
 }
 
 #[tokio::test]
-async fn nothing_is_opened_with_an_unreadable_place_or_nothing_lost_unless_forced() {
+async fn no_log_is_opened_without_readable_destinations_or_loss_unless_forced() {
     let bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;
@@ -520,7 +520,7 @@ async fn the_serving_role_cannot_open_a_log() {
 }
 
 #[tokio::test]
-async fn an_older_copy_that_was_put_back_as_the_latest_hides_nothing() {
+async fn an_older_copy_restored_as_the_latest_hides_nothing() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;
@@ -631,7 +631,7 @@ async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
 }
 
 #[tokio::test]
-async fn a_log_without_its_pruned_entries_goes_on_where_it_was_signed() {
+async fn a_log_without_its_pruned_entries_continues_where_signed() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     let copy = bench.back_up().await;
@@ -663,7 +663,7 @@ async fn a_log_without_its_pruned_entries_goes_on_where_it_was_signed() {
 }
 
 #[tokio::test]
-async fn a_running_server_is_behind_a_log_opened_without_a_restore_entry() {
+async fn a_log_opened_without_a_restore_entry_stops_a_running_server() {
     let bench = Bench::start().await;
     bench.encrypt(0..3).await;
     bench.published().await;
@@ -695,7 +695,7 @@ async fn what_is_missing_is_complained_of_once() {
 }
 
 #[tokio::test]
-async fn the_logs_that_ended_last_are_looked_at_however_many_there_were() {
+async fn the_latest_ended_logs_are_checked_however_many_there_were() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;

@@ -114,7 +114,7 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
 }
 
 #[tokio::test]
-async fn dev_makes_and_prints_no_token_in_the_environment_of_a_server() {
+async fn dev_prints_no_token_in_the_environment_of_a_server() {
     let secret = r#"{"type":"HS256","key":"0123456789abcdef0123456789abcdef-production"}"#;
     for (name, value) in [
         ("DATABASE_URL", "postgres://u:s3cret@127.0.0.1:1/d"),
@@ -187,7 +187,7 @@ async fn a_minted_token_is_taken_by_the_server() {
 }
 
 #[tokio::test]
-async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
+async fn doctor_reports_what_works_what_is_open_and_what_fails() {
     let server = TestServer::start().await;
     let mut environment: Vec<(&str, &str)> =
         server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

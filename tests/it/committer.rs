@@ -193,7 +193,7 @@ fn dek(id: DekId) -> Change {
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_was_lost_is_tried_again_and_stands_once() {
+async fn a_commit_whose_answer_was_lost_is_retried_and_applied_once() {
     let bench = Bench::with(&[Fate::Lost]).await;
     let applied = bench.commit(bench.unit("a", vec![dek(DekId::new())])).await;
     assert_eq!(applied, Ok(vec![1]));
@@ -272,7 +272,7 @@ async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
 }
 
 #[tokio::test]
-async fn another_replica_that_appends_meanwhile_costs_a_retry_and_leaves_no_gap() {
+async fn a_concurrent_append_by_another_replica_costs_a_retry_without_gap() {
     let bench = Bench::with(&[]).await;
     let other = Committer::start(bench.store.clone(), Arc::new(SystemClock));
     for n in 0..20 {
@@ -309,7 +309,7 @@ fn told(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFaile
 }
 
 #[tokio::test]
-async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
+async fn a_unit_refused_by_the_fence_does_not_affect_its_neighbours() {
     let bench = Bench::with(&[]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     let kept_out = DekId::new();
@@ -340,7 +340,7 @@ async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
 }
 
 #[tokio::test]
-async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
+async fn of_two_epochs_in_one_group_the_current_one_is_committed() {
     let bench = Bench::with(&[]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     prove(&bench.store.database, bench.tenant, &proof, |to| to.epoch = 2).await;
@@ -357,7 +357,7 @@ async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
 
 /// Of two revisions in one group, the older one cannot pass, whichever revision is current.
 #[tokio::test]
-async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
+async fn a_unit_refused_by_the_gate_does_not_affect_its_neighbours() {
     let bench = Bench::with(&[]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let gated = |user, revision, fence| Unit {
@@ -473,7 +473,7 @@ async fn an_unreadable_fence_refuses_the_whole_batch_and_commits_nothing() {
 }
 
 #[tokio::test]
-async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
+async fn a_fence_that_never_holds_during_commits_refuses_in_the_end() {
     let bench = Bench::with(&[Fate::Fails(CommitError::Fenced); 3]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let id = DekId::new();
@@ -521,7 +521,7 @@ async fn after_a_lost_answer_a_fence_that_fails_is_no_passage() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
+async fn after_a_lost_answer_unreadable_proofs_give_no_receipt() {
     let bench = Bench::with(&[Fate::Lost]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.unreadable.store(true, Ordering::SeqCst);
@@ -531,7 +531,7 @@ async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
 }
 
 #[tokio::test]
-async fn a_batch_lost_on_its_way_is_under_the_fence_when_retried() {
+async fn a_batch_lost_in_transit_is_still_fenced_when_retried() {
     let bench = Bench::with(&[]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.revoke(bench.tenant).await;

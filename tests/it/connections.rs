@@ -169,7 +169,7 @@ async fn idle_connections_end_no_service_where_few_files_may_be_open() {
 }
 
 #[tokio::test]
-async fn a_strangers_body_that_drips_ends_soon_where_there_are_many_connections() {
+async fn a_strangers_dripping_body_ends_soon_with_many_connections() {
     let server = TestServer::with_files(512).await;
     let request = format!(
         "POST /byok/decrypt HTTP/1.1\r\nhost: byok\r\nauthorization: Bearer {}\r\ncontent-length: 2\r\n\r\n{{}}",

@@ -142,7 +142,7 @@ async fn drill(folder: &Path, server: &Stub, more: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
+async fn a_server_that_still_answers_fails_the_drill_with_signed_report() {
     let server = staged(|_| None).await;
     let folder = tempfile::tempdir().unwrap();
     let output = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;

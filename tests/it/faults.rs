@@ -152,7 +152,7 @@ async fn a_database_that_stops_and_comes_back_under_load_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_sealed_vault_is_an_outage_and_a_revoked_token_a_refusal() {
+async fn a_sealed_vault_is_an_outage_a_revoked_token_a_refusal() {
     let vault = Private::vault().await;
     let key = vault.key().await;
     let database = create_database(&crate::support::needed("DATABASE_URL")).await;
@@ -276,7 +276,7 @@ async fn two_busy_replicas_share_one_log_and_neither_starves() {
 }
 
 #[tokio::test]
-async fn a_database_that_went_back_is_noticed_before_a_token_is_given() {
+async fn a_restored_database_is_noticed_before_a_token_is_given() {
     let server = TestServer::start().await;
     server.encrypt("before", "kept").await;
     let database = server.database().await;

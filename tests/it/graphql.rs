@@ -251,7 +251,7 @@ async fn only_post_and_json_are_taken() {
 }
 
 #[tokio::test]
-async fn by_the_newer_media_type_the_status_says_whether_a_request_ran() {
+async fn with_the_newer_media_type_the_status_shows_whether_it_ran() {
     const NEWER: &str = "application/graphql-response+json";
     let server = TestServer::start().await;
     let (admin, nobody) = (server.jwt("admin", "a"), server.jwt("nobody", "u"));

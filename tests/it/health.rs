@@ -51,7 +51,7 @@ async fn both_fronts_give_the_keys_state_and_the_watchs_bound() {
 }
 
 #[tokio::test]
-async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() {
+async fn a_passing_check_claims_nothing_while_dark_and_ready_still_passes() {
     let server = TestServer::with(&[("BYOK_KEY_RESUME_SECONDS", "600")]).await;
     let token = server.encrypt("p", "r").await;
     let policy = async |operations: &[&str]| {
@@ -82,7 +82,7 @@ async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() 
 }
 
 #[tokio::test]
-async fn a_version_that_is_not_the_current_one_shows_as_the_worst() {
+async fn another_version_than_the_current_one_shows_as_the_worst() {
     let server = TestServer::start().await;
     let token = server.encrypt("p", "r").await;
     server.key.rotate().await;
@@ -127,7 +127,7 @@ async fn many_who_ask_at_once_cost_one_pair_of_calls() {
 }
 
 #[tokio::test]
-async fn a_caller_who_asks_for_health_without_end_costs_the_database_little() {
+async fn endless_health_requests_by_one_caller_cost_the_database_little() {
     let one = House::new().await.replica().await;
     one.encrypt("r").await.unwrap();
     let (before, began) = (one.store.reads.load(Ordering::SeqCst), Instant::now());

@@ -144,7 +144,7 @@ async fn a_row_is_contradicted_that_was_edited_or_moved_or_planted() {
 }
 
 #[tokio::test]
-async fn a_row_that_changed_since_it_was_read_is_in_neither_list() {
+async fn a_row_that_changed_since_its_read_is_in_neither_list() {
     let mut log = Log::new().await;
     let (made, to) = (dek(Some("a")), wrapped(8, "2"));
     log.encrypted(SystemClock.now(), &made).await;
@@ -187,7 +187,7 @@ async fn nothing_agrees_with_a_log_that_was_changed() {
 }
 
 #[tokio::test]
-async fn after_pruning_a_row_needs_an_entry_if_younger_than_the_rest() {
+async fn after_pruning_only_rows_younger_than_the_rest_need_entries() {
     let mut log = Log::new().await;
     let old = dek_of(long_ago(), Some("a"));
     let stray = uuid::Uuid::new_v4();

@@ -139,7 +139,7 @@ async fn a_new_key_while_the_provider_is_down_gets_503() {
 }
 
 #[tokio::test]
-async fn doctor_says_how_many_keys_there_are_and_which_are_not_used() {
+async fn doctor_counts_the_keys_and_names_the_unused_ones() {
     let (provider, _) =
         provider(|_| (200, json!({ "keys": [jwk(1), { "kid": "old", "kty": "oct" }] }))).await;
     let server = TestServer::with(&[("HASURA_GRAPHQL_JWT_SECRET", &configured(&provider.address))]).await;

@@ -137,7 +137,7 @@ async fn a_key_versions_first_use_makes_one_canary_and_later_none() {
 }
 
 #[tokio::test]
-async fn callers_that_want_the_same_deks_at_once_share_one_kms_call() {
+async fn concurrent_callers_of_the_same_deks_share_one_kms_call() {
     let bench = Bench::with(10, 300).await;
     let callers: Vec<_> = (0..20)
         .map(|_| {
@@ -212,7 +212,7 @@ async fn another_tenant_finds_nothing_under_the_same_id() {
 }
 
 #[tokio::test]
-async fn a_record_that_is_named_twice_in_one_call_gets_one_dek() {
+async fn a_record_named_twice_in_one_call_gets_one_dek() {
     let bench = Bench::with(0, 300).await;
     let records = [Some("new".into()), None, Some("new".into()), None];
     let deks: Vec<_> =
@@ -282,7 +282,7 @@ async fn an_edited_row_is_refused_before_the_kms_is_asked() {
 }
 
 #[tokio::test]
-async fn a_dek_in_memory_is_used_without_a_look_at_its_row() {
+async fn a_dek_in_memory_is_used_without_reading_its_row() {
     let bench = Bench::bound(1, 300, row_mac()).await;
     assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
     let mut row = bench.store.deks(bench.tenant.uid, &bench.ids).await.unwrap().remove(0);

@@ -28,7 +28,7 @@ async fn an_answer_after_sleep_past_the_commit_is_withheld_and_recorded() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_machine_that_slept_after_the_commit_is_withheld() {
+async fn a_token_is_withheld_if_the_machine_slept_after_the_commit() {
     let one = House::new().await.replica().await;
     let clock = one.clock.clone();
     one.encrypt("warm").await.unwrap();
@@ -50,7 +50,7 @@ async fn a_withheld_answer_that_cannot_be_recorded_says_so() {
 }
 
 #[tokio::test]
-async fn a_hot_dek_is_refused_after_the_bound_by_no_or_silence() {
+async fn a_hot_dek_is_refused_after_the_bound_without_a_proof() {
     for (will, refused) in [(Will::Refuse, DENIED), (Will::Fail, UNAVAILABLE), (Will::Hang, UNAVAILABLE)] {
         let one = House::new().await.replica().await;
         let token = one.encrypt("r").await.unwrap();
@@ -278,7 +278,7 @@ async fn a_replica_waits_for_the_probe_that_another_one_makes() {
 }
 
 #[tokio::test]
-async fn callers_of_an_unknown_version_do_not_wait_for_each_others_failures() {
+async fn callers_of_an_unknown_version_do_not_await_each_others_failures() {
     let one = Arc::new(House::new().await.replica().await);
     *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
     *one.kms.generates_will.lock().unwrap() = Will::Dawdle(100);

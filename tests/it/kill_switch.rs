@@ -358,7 +358,7 @@ async fn an_answer_whose_commit_waited_past_the_bound_is_withheld() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_whose_commit_is_heard_of_past_the_bound_is_withheld() {
+async fn an_answer_whose_commit_is_confirmed_after_the_bound_is_withheld() {
     let database_url = create_database(&needed("DATABASE_URL")).await;
     let (server_part, name) = database_url.rsplit_once('/').unwrap();
     let (user, address) = server_part.rsplit_once('@').unwrap();

@@ -105,7 +105,7 @@ async fn a_plaintext_beside_a_health_check_that_hangs_is_withheld() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_the_servers_stop_takes_away_is_recorded_as_refused() {
+async fn an_answer_lost_to_the_servers_stop_is_recorded_as_refused() {
     let key = VaultKey::create().await;
     let (way, address) = Way::to_url(&key.address).await;
     let settings = [("BYOK_VAULT_ADDR", address.as_str()), ("BYOK_DRAIN_SECONDS", "0")];

@@ -117,7 +117,7 @@ async fn none_answers_past_the_bound(fault: Fault) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_replica_answers_past_the_bound_whatever_it_is_cut_off_from() {
+async fn no_replica_answers_past_the_bound_whatever_it_cannot_reach() {
     none_answers_past_the_bound(Fault::Cut).await;
 }
 
@@ -180,7 +180,7 @@ async fn a_kms_that_hangs_for_one_replica_is_not_the_tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_for_all_is_dark_in_time_and_ends_by_success() {
+async fn an_outage_for_all_stops_answers_until_a_probe_succeeds() {
     let deployment = Deployment::new().await;
     let (way, url) = Way::to_url(&deployment.key.address).await;
     let one = deployment.replica(&[("BYOK_VAULT_ADDR", &url)]).await;

@@ -87,7 +87,7 @@ async fn a_profiles_role_is_taken_and_refusals_are_told_from_outages() {
 }
 
 #[tokio::test]
-async fn no_variable_of_the_sdks_turns_a_profiles_role_to_another_sts() {
+async fn no_sdk_variable_redirects_a_profiles_role_to_another_sts() {
     let key = Cloud::shared().key().await;
     let role = key.role("byok-7f3a").await;
     let file = profile_with_role(&key, &role.arn, "byok-7f3a", "");
@@ -127,7 +127,7 @@ async fn a_profile_that_is_changed_is_read_again() {
 }
 
 #[tokio::test]
-async fn credentials_that_end_while_the_metadata_service_is_away_are_an_outage() {
+async fn credentials_that_expire_without_the_metadata_service_are_an_outage() {
     let cloud = Cloud::shared();
     let (key, front) = (cloud.key().await, Front::of(&cloud).await);
     let away = Arc::new(AtomicBool::new(false));

@@ -188,7 +188,7 @@ async fn an_alias_is_resolved_once_and_its_key_pinned() {
 }
 
 #[tokio::test]
-async fn an_alias_that_names_a_key_of_another_region_is_not_taken() {
+async fn an_alias_of_a_key_in_another_region_is_not_taken() {
     let cloud = Cloud::shared();
     let (key, front) = (cloud.key().await, Front::of(&cloud).await);
     front.fail("GenerateDataKey", 9, Fault::OtherKey);

@@ -82,7 +82,7 @@ async fn a_refusal_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn every_fault_of_an_answer_ends_in_time_and_leaves_nothing_behind() {
+async fn every_faulty_answer_ends_in_time_and_leaves_nothing_behind() {
     let (_key, front, kms) = through_front(|settings| settings.timeout = Duration::from_secs(3)).await;
     let bound = binding();
     let wrapped: Wrapped = kms.generate(&[bound]).await.remove(0).expect("a DEK").value.wrapped;

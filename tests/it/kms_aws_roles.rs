@@ -111,7 +111,7 @@ async fn a_session_that_was_issued_outlives_its_trust_policy() {
 }
 
 #[tokio::test]
-async fn a_trust_that_is_taken_away_ends_the_session_within_the_bound() {
+async fn a_revoked_trust_ends_the_session_within_the_bound() {
     let (key, role, front) = with_role().await;
     let kms = us(&key, &role, &front);
     assert_eq!(class(&kms).await, None);

@@ -156,7 +156,7 @@ async fn what_is_wrapped_names_the_version_that_wrapped_last() {
 }
 
 #[tokio::test]
-async fn wrapping_learns_the_version_once_and_needs_no_right_to_do_so() {
+async fn wrapping_reads_the_version_once_and_needs_no_right_for_it() {
     let (key, front) = key(true).await;
     let deks: Vec<_> = (0..40).map(|_| Dek::generate()).collect();
     let items: Vec<_> = deks.iter().map(|dek| (binding(), dek)).collect();
@@ -183,7 +183,7 @@ async fn a_server_without_key_material_ids_works_under_one_name() {
 /// AWS wraps under the current material, whatever was asked for, and the service continues
 /// meanwhile.
 #[tokio::test]
-async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
+async fn a_key_rotated_during_a_rotation_takes_the_job_along() {
     let (key, front) = key(true).await;
     let server = serving(&key, &front).await;
     let mut tokens = Vec::new();

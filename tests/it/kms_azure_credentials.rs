@@ -129,7 +129,7 @@ async fn a_fetch_goes_on_when_the_call_that_began_it_ends() {
 }
 
 #[tokio::test]
-async fn an_authority_that_hangs_is_told_apart_from_a_vault_that_hangs() {
+async fn a_hanging_authority_is_told_apart_from_a_hanging_vault() {
     for (target, stage) in [("authority", Stage::Credential), ("vault", Stage::Key)] {
         let azure = Azure::start().await;
         azure.fault(json!({ "target": target, "times": 1000, "delay": 3_000 })).await;
@@ -166,7 +166,7 @@ async fn a_token_that_the_vault_refuses_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_deleted_alone_ends_its_token_within_the_bound() {
+async fn deleting_a_secret_alone_ends_its_token_within_the_bound() {
     let azure = Azure::start().await;
     let kms = azure.kms();
     assert_eq!(wraps(&kms).await, None);
@@ -332,7 +332,7 @@ async fn a_workload_identity_is_whom_the_trusted_issuer_says() {
 }
 
 #[tokio::test]
-async fn a_token_file_that_is_gone_is_no_refusal_of_the_key() {
+async fn a_missing_token_file_is_no_refusal_of_the_key() {
     let azure = Azure::start().await;
     let client_id = azure.client_id.clone();
     let kms = azure.kms_with(|settings| {

@@ -113,7 +113,7 @@ async fn a_soft_deleted_key_is_not_found_until_it_is_recovered() {
 }
 
 #[tokio::test]
-async fn a_key_on_its_way_in_or_out_waits_for_its_deletion() {
+async fn a_key_being_deleted_or_recovered_counts_as_pending_deletion() {
     let azure = Azure::start().await;
     for inner in ["ObjectIsBeingDeleted", "ObjectIsDeletedButRecoverable", "ObjectIsBeingRecovered"] {
         let body =

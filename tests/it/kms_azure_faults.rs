@@ -163,7 +163,7 @@ async fn a_pause_past_the_deadline_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_throttled_authority_is_left_alone_for_as_long_as_it_asks() {
+async fn a_throttled_authority_is_not_asked_before_its_wait_ends() {
     let azure = Azure::start().await;
     let headers = json!({ "Retry-After": "30" });
     azure.fault(json!({ "target": "authority", "times": 100, "status": 429, "headers": headers })).await;

@@ -40,7 +40,7 @@ async fn classes(kms: &AzureKeyVault) -> [Option<KmsErrorClass>; 3] {
 }
 
 #[tokio::test]
-async fn it_grants_wrap_and_unwrap_on_this_key_and_nothing_on_another() {
+async fn it_grants_wrap_and_unwrap_on_this_key_only() {
     let azure = Azure::start().await;
     azure.forbid().await;
     azure.control(Method::POST, "keys/other", json!({})).await;

@@ -100,7 +100,7 @@ async fn a_role_that_may_only_encrypt_or_only_decrypt_does_that() {
 }
 
 #[tokio::test]
-async fn a_missing_key_looks_like_a_missing_right_unless_permitted_to_know() {
+async fn a_missing_key_looks_like_a_missing_right_unless_visible() {
     let google = Google::start().await;
     let missing = format!("{RING}/cryptoKeys/none");
     let kms = google.kms(&[("BYOK_GCP_KEY_NAME", &missing)]).await;
@@ -112,7 +112,7 @@ async fn a_missing_key_looks_like_a_missing_right_unless_permitted_to_know() {
 }
 
 #[tokio::test]
-async fn what_another_key_made_or_was_bound_to_something_else_is_invalid() {
+async fn a_ciphertext_of_another_key_or_another_binding_is_invalid() {
     let google = Google::start().await;
     google.make_key("other").await;
     let other = format!("{RING}/cryptoKeys/other");

@@ -107,7 +107,7 @@ async fn a_persons_refresh_token_is_taken_and_warned_of() {
 }
 
 #[tokio::test]
-async fn revoking_a_refresh_token_alone_ends_its_access_token_within_the_bound() {
+async fn a_revoked_refresh_token_alone_ends_access_within_the_bound() {
     let google = Google::start().await;
     let mut user = user(&google).await;
     let kms = with(&google, &user).await;
@@ -377,7 +377,7 @@ async fn no_claimed_lifetime_makes_a_token_be_requested_each_call() {
 }
 
 #[tokio::test]
-async fn how_long_an_impersonated_token_lasts_is_not_told_by_our_clock() {
+async fn an_impersonated_tokens_lifetime_does_not_depend_on_our_clock() {
     let google = Google::start().await;
     let token = google.control("token", json!({ "email": ACCOUNT })).await["access_token"].clone();
     let impersonated = move |_: &Seen, _| {

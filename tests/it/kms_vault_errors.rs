@@ -404,7 +404,7 @@ mod openbao {
     }
 
     #[tokio::test]
-    async fn doctor_asks_for_the_grant_where_the_token_is_known_to_live() {
+    async fn doctor_asks_for_the_grant_if_the_token_is_known_valid() {
         let lives = r#"{"request_id":"1b6d1bd4","lease_id":"","renewable":false,"lease_duration":0,"data":{"accessor":"a","ttl":3600},"wrap_info":null,"warnings":null,"auth":null}"#;
         let said = doctor_of((200, lives)).await;
         assert!(said.contains("grant `update` on transit/encrypt/byok"), "{said}");

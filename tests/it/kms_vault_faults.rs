@@ -154,7 +154,7 @@ async fn what_is_not_vaults_answer_is_an_internal_error() {
 }
 
 #[tokio::test]
-async fn every_request_carries_namespace_and_token_and_says_that_it_is_meant() {
+async fn every_request_has_the_namespace_token_and_request_header() {
     let stub = Stub::start(|seen, _| wrapped_as_asked(seen)).await;
     let kms = us(&format!("{}/proxied/", stub.address), |settings| {
         settings.namespace = Some("admin/team-a".to_owned());

@@ -323,7 +323,7 @@ async fn a_login_that_was_refused_is_not_tried_again_at_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_not_counted_is_tried_again_after_a_second() {
+async fn an_uncounted_refusal_is_retried_after_a_second() {
     let stub = Stub::start(|_, _| answer(403, r#"{"errors":["permission denied"]}"#)).await;
     let kms = at_stub(&stub);
     for _ in 0..10 {
@@ -395,7 +395,7 @@ async fn a_token_file_replaced_within_one_tick_is_read_after_refusal() {
 }
 
 #[tokio::test]
-async fn a_token_file_that_is_gone_leaves_the_token_that_was_read() {
+async fn a_deleted_token_file_leaves_the_token_that_was_read() {
     let transit = Vault::shared().transit().await;
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("token");

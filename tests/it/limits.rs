@@ -316,7 +316,7 @@ async fn retries_are_taken_from_the_budget() {
 }
 
 #[tokio::test]
-async fn a_rotation_slows_down_leaves_half_of_the_budget_and_loses_nothing() {
+async fn a_rotation_leaves_half_of_the_budget_and_loses_nothing() {
     const RECORDS: usize = 180;
     let provider = Provided::gcp().await;
     let mut environment = provider.environment();
@@ -388,7 +388,7 @@ fn counted(answer: &Value, code: &str) -> (usize, usize) {
 }
 
 #[tokio::test]
-async fn the_junk_of_one_user_uses_up_no_minute_but_their_own() {
+async fn the_junk_of_one_user_uses_only_their_own_share() {
     let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "100")]).await;
     let token = server.encrypt("p", "r").await;
     let (greedy, other) = (server.jwt("service", "greedy"), server.jwt("service", "other"));

@@ -155,7 +155,7 @@ async fn whoever_watches_a_full_server_is_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_before_it_sends_is_refused_without_its_body() {
+async fn a_client_that_expects_continue_is_refused_without_its_body() {
     let (Hanging { server, .. }, taken) = full().await;
     let head = "POST /byok/encrypt HTTP/1.1\r\nhost: byok\r\ncontent-length: 1000000\r\nexpect: 100-continue\r\n\r\n";
     let mut stream = TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap();
@@ -273,7 +273,7 @@ async fn who_sends_slowly_holds_no_place_and_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_dropped_and_its_bytes_freed() {
+async fn a_client_that_never_reads_is_dropped_and_its_bytes_freed() {
     let server =
         TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "16000000"), ("BYOK_REQUEST_TIMEOUT_SECONDS", "6")])
             .await;

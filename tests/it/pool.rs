@@ -107,7 +107,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn an_encrypt_of_a_new_record_does_not_wait_for_the_kms() {
+async fn encrypting_a_new_record_does_not_wait_for_the_kms() {
     let mut bench = Bench::with("20", &[]).await;
     bench.server.encrypt("first", "r-first").await;
     bench.until_it_holds(20).await;
@@ -288,7 +288,7 @@ async fn after_a_rotation_deks_of_the_former_version_are_not_used() {
 }
 
 #[tokio::test]
-async fn a_fill_that_finds_a_new_version_uses_it_from_then_on() {
+async fn a_fill_that_finds_a_new_version_keeps_using_it() {
     let bench = Bench::with("10", &[]).await;
     bench.server.encrypt("p", "r-0").await;
     bench.until_it_holds(10).await;
@@ -307,7 +307,7 @@ async fn a_fill_that_finds_a_new_version_uses_it_from_then_on() {
 }
 
 #[tokio::test]
-async fn it_takes_half_of_the_budget_and_leaves_the_rest_to_callers() {
+async fn the_pool_takes_half_of_the_budget_and_leaves_callers_half() {
     let mut provider = Provided::gcp().await;
     let relays = provider.relayed().await;
     let mut environment = provider.environment();
@@ -360,7 +360,7 @@ async fn a_fill_that_is_refused_is_not_tried_without_end() {
 }
 
 #[tokio::test]
-async fn the_key_is_watched_while_deks_are_ready_and_old_ones_replaced() {
+async fn the_key_stays_watched_and_old_pooled_deks_are_replaced() {
     let bench = Bench::with("10", &[("BYOK_DEK_CACHE_SECONDS", "2")]).await;
     bench.server.encrypt("p", "first").await;
     bench.until_it_holds(10).await;

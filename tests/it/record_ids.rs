@@ -50,7 +50,7 @@ impl Server {
 }
 
 #[tokio::test]
-async fn nothing_is_encrypted_for_a_record_id_of_more_than_512_bytes() {
+async fn nothing_is_encrypted_for_a_record_id_above_512_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let longest = "ä".repeat(256);

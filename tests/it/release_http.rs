@@ -114,13 +114,13 @@ async fn is_broken_off(one: &Replica, mut stream: impl AsyncRead + AsyncWrite + 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_read_slowly_over_http1_ends_with_its_connection() {
+async fn a_slowly_read_answer_over_http1_ends_with_its_connection() {
     let (one, address, body) = served(300, None).await;
     is_broken_off(&one, connect(address).await, &body).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_read_slowly_over_tls_ends_with_its_connection() {
+async fn a_slowly_read_answer_over_tls_ends_with_its_connection() {
     let authority = Authority::new();
     let (one, address, body) = served(300, Some(&authority)).await;
     is_broken_off(&one, connect_tls(address, &authority).await, &body).await;
@@ -271,7 +271,7 @@ async fn ask_graphql(address: SocketAddr, query: &str) -> reqwest::Response {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
+async fn a_graphql_answer_whose_last_field_is_late_is_one_error() {
     let house = House::new().await;
     let (one, writer) = (house.replica().await, house.replica().await);
     let address = one.serve(None).await;
@@ -318,7 +318,7 @@ async fn a_plaintext_beside_an_overlong_health_check_is_withheld() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_an_answer_whose_request_timed_out_each_entry_has_a_refusal() {
+async fn each_entry_of_a_timed_out_answer_has_a_refusal() {
     let house = House::new().await;
     let (one, writer) = (house.replica().await, house.replica().await);
     let address = one.serve_with(None, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "1")]).await;

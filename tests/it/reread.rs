@@ -183,7 +183,7 @@ async fn a_secret_bound_to_a_start_is_named_and_keeps_counting() {
 }
 
 #[tokio::test]
-async fn a_signing_key_is_exchanged_where_the_one_before_stands_beside_it() {
+async fn a_signing_key_is_replaced_if_the_previous_one_is_configured() {
     let folder = tempfile::tempdir().unwrap();
     let [current, previous] = ["current.pem", "previous.pem"].map(|name| folder.path().join(name));
     let make = |path: &Path| {

@@ -92,7 +92,7 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_call_of_refused_items_is_refused_and_each_names_its_record() {
+async fn a_call_of_refused_items_is_refused_and_names_each_record() {
     let server = TestServer::start().await;
     let items = json!({ "items": [
         { "plaintext": "AP8", "record_id": "r-1", "encoding": "BASE64" },

@@ -48,7 +48,7 @@ pub(crate) async fn versions(server: &TestServer) -> Vec<(String, i64)> {
 }
 
 #[tokio::test]
-async fn every_dek_moves_to_the_current_version_and_every_token_still_opens() {
+async fn every_dek_moves_to_the_current_version_and_tokens_still_open() {
     let server = TestServer::start().await;
     let tokens = encrypt_records(&server, 1_200).await;
     server.key.rotate().await;
@@ -173,7 +173,7 @@ async fn one_row_of_a_missing_version_does_not_delay_the_others() {
 }
 
 #[tokio::test]
-async fn a_dek_that_was_committed_behind_the_cursor_is_not_left_behind() {
+async fn a_dek_committed_behind_the_cursor_is_rotated_too() {
     let server = TestServer::start().await;
     encrypt_records(&server, 3).await;
     let database = server.database().await;

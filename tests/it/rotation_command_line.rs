@@ -110,7 +110,7 @@ async fn one_that_is_paused_or_cancelled_meanwhile_ends_the_command() {
 }
 
 #[tokio::test]
-async fn a_kms_that_refuses_ends_it_with_5_and_the_job_stays() {
+async fn a_kms_that_refuses_gives_5_and_the_job_stays() {
     let mut server = TestServer::start().await;
     encrypt_records(&server, 5).await;
     server.key.rotate().await;
@@ -168,7 +168,7 @@ async fn a_kms_without_versions_is_named_and_the_exit_code_fails() {
 }
 
 #[tokio::test]
-async fn a_database_out_of_reach_at_the_start_ends_it_with_1() {
+async fn an_unreachable_database_at_the_start_gives_exit_code_1() {
     let server = TestServer::start().await;
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://byok@{}/byok", nobody.local_addr().unwrap());

@@ -48,7 +48,7 @@ async fn entries(server: &TestServer) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn each_command_reaches_its_state_idempotently_and_leaves_an_entry_each_time() {
+async fn each_command_reaches_its_state_idempotently_and_always_leaves_an_entry() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     let commands =
@@ -105,7 +105,7 @@ async fn a_rotation_that_has_ended_takes_no_other_command() {
 }
 
 #[tokio::test]
-async fn a_wrong_id_a_wrong_body_and_a_wrong_caller_are_refused() {
+async fn a_wrong_id_body_or_caller_is_refused() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     for word in ["pause", "resume", "cancel"] {

@@ -90,7 +90,7 @@ fn set(server: &mut TestServer, name: &str, value: Option<&str>) {
 }
 
 #[tokio::test]
-async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing() {
+async fn an_attackers_dek_under_azures_public_key_encrypts_nothing() {
     let azure = Azure::start().await;
     let variables = azure.variables();
     let mut environment: Vec<(&str, &str)> =
@@ -283,7 +283,7 @@ async fn a_missing_mac_is_noticed_once_all_rows_were_sealed() {
 }
 
 #[tokio::test]
-async fn rows_from_before_are_checked_against_the_log_and_sealed_despite_kills() {
+async fn earlier_rows_are_checked_against_the_log_and_sealed_despite_kills() {
     let mut server = TestServer::with(&[COLD]).await;
     let items: Vec<Value> =
         (0..2_500).map(|n| json!({ "plaintext": "p", "record_id": format!("r-{n:04}") })).collect();
@@ -317,7 +317,7 @@ async fn rows_from_before_are_checked_against_the_log_and_sealed_despite_kills()
 }
 
 #[tokio::test]
-async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
+async fn a_release_without_macs_may_write_until_all_rows_are_sealed() {
     // Without the secret this release writes the same rows as the previous one.
     let mut before = TestServer::with(&[COLD]).await;
     let database = before.database().await;
@@ -411,7 +411,7 @@ async fn plant_without_a_mac(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn what_a_server_has_seen_of_its_rows_no_database_takes_back() {
+async fn no_database_makes_a_server_forget_that_rows_were_sealed() {
     let server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
     server.encrypt("one", "r-1").await;
     server.encrypt("two", "r-2").await;

@@ -41,7 +41,7 @@ async fn last_entry(server: &TestServer) -> Value {
 }
 
 #[tokio::test]
-async fn a_value_selected_over_and_over_is_refused_before_it_is_made() {
+async fn a_value_selected_repeatedly_is_refused_before_it_is_made() {
     let (server, token) = server().await;
     let service = server.jwt("service", "mallory");
     let before = memory(server.pid(), "VmRSS");
@@ -60,7 +60,7 @@ async fn a_value_selected_over_and_over_is_refused_before_it_is_made() {
 }
 
 #[tokio::test]
-async fn an_answer_past_the_largest_is_refused_and_recorded_as_not_given() {
+async fn an_answer_that_is_too_large_is_refused_and_recorded_so() {
     let (server, token) = server().await;
     let whole = server.post("/byok/decrypt/many", json!({ "items": items(&token, 2, "record_id") })).await;
     assert_eq!(
@@ -97,7 +97,7 @@ async fn slow_reader(server: &TestServer, user: &str, path: &str, body: &Value) 
 }
 
 #[tokio::test]
-async fn a_user_who_reads_slowly_holds_half_of_the_rest_at_most() {
+async fn a_slow_reader_holds_half_of_the_rest_at_most() {
     let (server, token) = server().await;
     let body = json!({ "items": items(&token, 2, "record_id") });
     let _slow = slow_reader(&server, "mallory", "/byok/decrypt/many", &body).await;

@@ -19,7 +19,7 @@ on_every_database! {
     only_the_holder_of_an_attempt_says_how_it_went
     an_attempt_that_failed_is_due_again_later
     what_has_ended_is_never_due_again
-    a_later_incident_of_a_key_version_waits_for_the_one_before
+    a_later_incident_of_a_key_version_waits_its_turn
     key_versions_and_tenants_do_not_wait_for_each_other
     a_step_that_is_committed_again_does_nothing_more
     a_step_whose_batch_was_committed_before_says_what_it_did
@@ -152,7 +152,7 @@ async fn what_has_ended_is_never_due_again(store: Db) {
     }
 }
 
-async fn a_later_incident_of_a_key_version_waits_for_the_one_before(store: Db) {
+async fn a_later_incident_of_a_key_version_waits_its_turn(store: Db) {
     let tenant = tenant(&*store).await;
     let mut proof = watched(&*store, tenant, "1").await;
     let mut incidents = Vec::new();

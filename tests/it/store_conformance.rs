@@ -50,7 +50,7 @@ on_every_database! {
     it_answers
     a_tenant_is_found_by_its_name
     a_tenants_name_and_uid_are_given_once
-    a_tenant_its_entries_and_its_deks_can_come_in_one_batch
+    a_tenant_its_entries_and_deks_fit_in_one_batch
     tenants_are_listed_by_name
     entries_read_back_as_they_were_written
     entries_of_a_time_are_found_by_their_places
@@ -71,7 +71,7 @@ on_every_database! {
     deks_under_other_versions_are_counted
     rows_are_sealed_only_as_they_were_read
     a_mac_does_not_outlive_the_bytes_that_it_is_of
-    a_retry_of_a_rewrap_leaves_the_mac_that_was_given_since
+    a_retry_of_a_rewrap_keeps_a_later_mac
     an_incident_that_is_no_change_of_posture_is_written_once
     a_rewrap_applies_only_to_what_was_read
     rewraps_of_one_dek_apply_in_order
@@ -178,7 +178,7 @@ async fn a_tenants_name_and_uid_are_given_once(store: Db) {
     assert_eq!(store.tenant("b").await.unwrap(), None);
 }
 
-async fn a_tenant_its_entries_and_its_deks_can_come_in_one_batch(store: Db) {
+async fn a_tenant_its_entries_and_deks_fit_in_one_batch(store: Db) {
     let uid = TenantUid([9; 16]);
     let tenant = Tenant { uid, name: "whole".to_owned() };
     let row = dek(Some("r"));
@@ -519,7 +519,7 @@ async fn a_mac_does_not_outlive_the_bytes_that_it_is_of(store: Db) {
     assert_eq!(mac().await, None);
 }
 
-async fn a_retry_of_a_rewrap_leaves_the_mac_that_was_given_since(store: Db) {
+async fn a_retry_of_a_rewrap_keeps_a_later_mac(store: Db) {
     let tenant = tenant(&*store).await;
     let row = dek(None);
     store.commit(&changes(tenant, inserts(std::slice::from_ref(&row)))).await.unwrap();

@@ -17,7 +17,7 @@ on_every_database! {
     a_version_that_several_watch_at_once_is_watched_for_each
     a_need_ends_by_the_databases_clock
     a_version_that_is_not_active_is_probed_whoever_needs_it
-    a_version_that_was_retired_is_gone_until_it_is_watched_anew
+    a_retired_version_is_gone_until_it_is_watched_again
     a_proof_replaces_every_field_and_leaves_the_canary
     a_proof_of_another_revision_touches_nothing
     incidents_read_back_as_they_were_recorded
@@ -191,7 +191,7 @@ async fn a_version_that_is_not_active_is_probed_whoever_needs_it(store: Db) {
     assert_eq!(probed(&store, tenant).await, ["1"]);
 }
 
-async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) {
+async fn a_retired_version_is_gone_until_it_is_watched_again(store: Db) {
     let (tenant, other) = (tenant(&*store).await, tenant(&*store).await);
     for version in ["1", "2", "3"] {
         watch(&*store, tenant, version).await;

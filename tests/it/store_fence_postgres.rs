@@ -218,7 +218,7 @@ async fn the_serving_role_keeps_proofs_and_unwrites_no_incident() {
 }
 
 #[tokio::test]
-async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
+async fn an_upgraded_database_keeps_its_log_and_gets_proofs() {
     let (_database, store, owner, serving) = with_two_roles().await;
     let tenant = tenant(&store).await;
     store.commit(&Batch { gate: None, fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();

@@ -132,7 +132,7 @@ async fn a_batch_that_passed_is_known_after_the_gate_closed() {
 /// Locking a tenant and appending to its log are one transaction. A statement that waits for the
 /// head meanwhile has already read the tenant's row, and must not append afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_with_an_entry_keeps_out_who_waits_for_the_head() {
+async fn a_lock_with_an_entry_refuses_waiters_for_the_head() {
     let (database, store) = postgres::migrated().await;
     for in_turn in [false, true] {
         let tenant = tenant(&*store).await;

@@ -16,7 +16,7 @@ on_every_database! {
     deks_of_another_key_are_not_under_the_target
     a_row_is_sealed_only_under_the_key_that_it_names
     a_proof_of_one_key_is_none_of_another
-    what_is_done_to_one_keys_proof_is_not_done_to_anothers
+    a_change_of_one_keys_proof_does_not_touch_anothers
     jobs_and_incidents_name_their_key
 }
 
@@ -124,7 +124,7 @@ async fn a_proof_of_one_key_is_none_of_another(store: Db) {
     assert_eq!(passes(other.key_version.of(KeyId::FIRST)).await, Err(CommitError::Fenced));
 }
 
-async fn what_is_done_to_one_keys_proof_is_not_done_to_anothers(store: Db) {
+async fn a_change_of_one_keys_proof_does_not_touch_anothers(store: Db) {
     let tenant = tenant(&*store).await;
     let (first, other) = (watch(&*store, tenant, "1").await, watch_other(&store, tenant).await);
     let renamed = other.key_version.clone().of(KeyId::FIRST);

@@ -63,7 +63,7 @@ async fn committed_once(cuttable: &Cuttable, batch: &Batch) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_answer_to_a_commit_is_lost_a_retry_finds_it() {
+async fn a_retry_finds_a_commit_whose_answer_was_lost() {
     let cuttable = cuttable().await;
     let batch = simple(cuttable.tenant);
     cuttable.proxy.cut(b"cut me", Cut::Answer);
@@ -138,7 +138,7 @@ async fn a_database_that_falls_silent_is_waited_for_within_a_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_waits_for_a_lock_gives_up_and_did_nothing() {
+async fn a_commit_that_waits_for_a_lock_gives_up_unapplied() {
     let (database, store) = migrated().await;
     let tenant = tenant(&*store).await;
     let mut other = <sqlx::PgConnection as sqlx::Connection>::connect(&database.url).await.unwrap();

@@ -36,7 +36,7 @@ async fn pause_replay(standby: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_read_from_a_standby_and_the_primary_is_found_again() {
+async fn a_standby_is_never_read_and_the_primary_is_found_again() {
     let primary = Server::start();
     let direct = connect(&primary.url);
     direct.migrate().await.unwrap();

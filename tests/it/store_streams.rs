@@ -14,8 +14,8 @@ use crate::support::rows::{changes, entries, entry, tenant};
 on_every_database! {
     a_stream_begins_at_the_first_entry_and_is_one_holders
     a_lease_that_ended_is_anybodys
-    only_the_holder_moves_a_stream_and_only_from_where_it_stands
-    a_failure_is_shown_until_something_is_taken_and_frees_the_stream
+    only_the_holder_moves_a_stream_from_its_current_position
+    a_failure_shows_until_the_next_delivery_and_frees_the_stream
     the_streams_of_tenants_and_names_are_their_own
     a_step_whose_batch_was_committed_before_says_what_it_did
 }
@@ -63,7 +63,7 @@ async fn a_lease_that_ended_is_anybodys(store: Db) {
     assert!(!applied(&store, tenant, one, StreamStep::Fail).await);
 }
 
-async fn only_the_holder_moves_a_stream_and_only_from_where_it_stands(store: Db) {
+async fn only_the_holder_moves_a_stream_from_its_current_position(store: Db) {
     let (tenant, one, other) = (tenant(&*store).await, Uuid::new_v4(), Uuid::new_v4());
     assert!(applied(&store, tenant, one, LEASE).await);
     assert!(!applied(&store, tenant, other, advance(0, 5)).await);
@@ -74,7 +74,7 @@ async fn only_the_holder_moves_a_stream_and_only_from_where_it_stands(store: Db)
     assert_eq!(row(&store, tenant).await.next, 5);
 }
 
-async fn a_failure_is_shown_until_something_is_taken_and_frees_the_stream(store: Db) {
+async fn a_failure_shows_until_the_next_delivery_and_frees_the_stream(store: Db) {
     let (tenant, one, other) = (tenant(&*store).await, Uuid::new_v4(), Uuid::new_v4());
     assert!(applied(&store, tenant, one, LEASE).await);
     assert!(applied(&store, tenant, one, StreamStep::Fail).await);

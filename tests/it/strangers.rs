@@ -139,7 +139,7 @@ async fn exchange(stream: &mut TcpStream, request: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn callers_with_tokens_from_one_address_are_not_counted_as_one_stranger() {
+async fn callers_with_tokens_are_not_counted_as_one_address() {
     let server = TestServer::with(&[("BYOK_LOG", "info")]).await;
     let token = server.encrypt("kept", "r").await;
     let body = json!({ "ciphertext": token, "record_id": "r" }).to_string();

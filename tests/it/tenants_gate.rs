@@ -50,7 +50,7 @@ async fn reads_and_rotations_of_a_locked_tenant_are_refused_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_starts_over_with_what_the_tenant_is_served_with_now() {
+async fn a_call_starts_over_after_a_change_of_its_tenant() {
     let several = Several::of(&["acme"]).await;
     let token = several.encrypt("acme", "r-1").await.unwrap();
     let admitted = several.caller("acme").await.unwrap();

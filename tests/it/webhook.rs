@@ -292,7 +292,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn what_is_gone_is_not_sent_again_and_the_next_one_is() {
+async fn after_gone_an_incident_is_not_resent_and_the_next_is() {
     let receiver = Receiver::start(&[Answer::Status(410)]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     let mut proof = bench.watched("1").await;
@@ -306,7 +306,7 @@ async fn what_is_gone_is_not_sent_again_and_the_next_one_is() {
 }
 
 #[tokio::test]
-async fn what_is_too_old_is_given_up_and_what_follows_is_sent() {
+async fn an_expired_announcement_is_given_up_and_the_next_is_sent() {
     let receiver = Receiver::start(&[]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     let mut proof = bench.watched("1").await;
@@ -481,7 +481,7 @@ async fn a_secret_of_another_form_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_documented_receiver_takes_a_real_delivery_and_refuses_a_forged_one() {
+async fn the_documented_receiver_accepts_real_deliveries_and_refuses_forged_ones() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/incidents.md")).unwrap();
     let program = page.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
