@@ -15,7 +15,7 @@ use byok::verify::{Claim, Export, State, Trust, Wanted, verify_bundle, verify_lo
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::guarded::{House, until};
+use crate::guarded::{Deployment, until};
 use crate::support::rows;
 use crate::support::sealed::entry;
 use crate::support::server::TestServer;
@@ -75,19 +75,19 @@ async fn a_state_that_is_polled_leaves_one_entry_for_each_person() {
 
 #[tokio::test]
 async fn a_state_read_after_the_database_was_restored_leaves_another_entry() {
-    let house = House::new().await;
-    let one = house.replica().await;
+    let deployment = Deployment::new().await;
+    let one = deployment.replica().await;
     let caller = one.caller();
     assert!(one.app.rotate(&caller, false).await.is_ok());
-    let backup = house.folder.path().join("backup.db");
-    let original = format!("sqlite://{}/byok.db", house.folder.path().display());
+    let backup = deployment.folder.path().join("backup.db");
+    let original = format!("sqlite://{}/byok.db", deployment.folder.path().display());
     let original = sqlx::SqlitePool::connect(&original).await.unwrap();
     let into = sqlx::AssertSqlSafe(format!("VACUUM INTO '{}'", backup.display()));
     sqlx::raw_sql(into).execute(&original).await.unwrap();
     let read = async || one.app.rotation(&caller, None).await.is_ok();
     assert!(read().await && read().await);
     assert_eq!(one.outcomes(9).await, ["Rotate Ok", "Rotate Ok"], "the start, and one for both reads");
-    *house.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
+    *deployment.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
     assert!(one.encrypt("r").await.is_err(), "it is found out");
     until("it is read", read).await;
     assert_eq!(one.outcomes(9).await, ["Rotate Ok", "Rotate Ok"], "the start, and one for the reads since");

@@ -183,7 +183,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     let now = bench.published_in_log(2).await;
     let vkey_2 = printed(&bench.server.environment, &["audit", "key", "--log", "2"]).await;
     assert_eq!(vkeys(&bench.server).await, [vkey.as_str(), vkey_2.trim()], "of every log");
-    let (_, unfit) = told(&bench.server.environment, &["audit", "verify", "--key", vkey]).await;
+    let (_, unfit) = code_and_text(&bench.server.environment, &["audit", "verify", "--key", vkey]).await;
     assert!(unfit.contains("\nwrong-key: no key that was given fits the checkpoint of size "), "{unfit}");
     assert!(unfit.contains(": it says that it is signed with byok/primary/2+"), "{unfit}");
     assert!(!unfit.contains("forged-checkpoint"), "{unfit}");
@@ -202,7 +202,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     assert!(!bench.refused().await, "and it holds after another start");
 }
 
-async fn told(environment: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String) {
+async fn code_and_text(environment: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String) {
     let output = byok(environment, arguments).await;
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     (output.status.code(), String::from_utf8(text).unwrap())
@@ -295,7 +295,7 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
     };
     let (early, last) = (file("early", &early), file("last", &last));
     let said = async |arguments: &[&str]| {
-        let (code, text) = told(&bench.server.environment, &[&["audit"], arguments].concat()).await;
+        let (code, text) = code_and_text(&bench.server.environment, &[&["audit"], arguments].concat()).await;
         (code.unwrap(), text)
     };
     let of_it = ["verify", "--log", "1", "--key", key];

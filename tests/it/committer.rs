@@ -304,7 +304,7 @@ fn proven() -> Vec<Fence> {
     vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]
 }
 
-fn told(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
+fn applied_of(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
     outcome.as_ref().map(|durable| durable.applied.clone()).map_err(|failed| *failed)
 }
 
@@ -327,7 +327,7 @@ async fn a_unit_refused_by_the_fence_does_not_affect_its_neighbours() {
         .await;
     let fenced = Err(CommitFailed::Fenced);
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [Ok(vec![1]), Ok(vec![1, 1]), fenced.clone(), Ok(vec![0, 1]), fenced, Ok(vec![])]
     );
     assert_eq!(bench.users().await, ["before", "a", "b", "d", "f"]);
@@ -349,7 +349,7 @@ async fn of_two_epochs_in_one_group_the_current_one_is_committed() {
     let outcomes = bench.together(units).await;
     let fenced = Err(CommitFailed::Fenced);
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [fenced.clone(), Ok(vec![]), fenced, Ok(vec![])]
     );
     assert_eq!(bench.users().await, ["before", "b", "d"]);
@@ -375,7 +375,7 @@ async fn a_unit_refused_by_the_gate_does_not_affect_its_neighbours() {
     let fenced = Err(CommitFailed::Fenced);
     let passed = Ok(Vec::new());
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [passed.clone(), passed.clone(), passed.clone(), fenced.clone(), fenced]
     );
     bench.store.set_tenant("revision = 1").await;
@@ -388,13 +388,16 @@ async fn a_unit_refused_by_the_gate_does_not_affect_its_neighbours() {
     let outcomes = bench.together(units).await;
     let overtaken = Err(CommitFailed::Gated);
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [overtaken.clone(), passed.clone(), overtaken.clone(), passed.clone()]
     );
     bench.store.set_tenant("locked = 1").await;
     let outcomes =
         bench.together(vec![gated("j", 1, active(1)), gated("k", 0, active(1)), bench.unit("l", Vec::new())]);
-    assert_eq!(outcomes.await.iter().map(told).collect::<Vec<_>>(), [overtaken.clone(), overtaken, passed]);
+    assert_eq!(
+        outcomes.await.iter().map(applied_of).collect::<Vec<_>>(),
+        [overtaken.clone(), overtaken, passed]
+    );
     assert_eq!(bench.users().await, ["before", "a", "b", "c", "before", "g", "i", "before", "l"]);
 }
 
@@ -439,7 +442,7 @@ async fn the_fence_of_a_unit_without_an_entry_keeps_out_nobody() {
     let id = DekId::new();
     let no_entry = Unit { entry: None, ..bench.fenced("", vec![dek(id)], active(2)) };
     let outcomes = bench.together(vec![bench.fenced("a", Vec::new(), active(1)), no_entry]).await;
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![1])]);
+    assert_eq!(outcomes.iter().map(applied_of).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![1])]);
     assert_eq!(bench.users().await, ["before", "a"]);
     assert_eq!(bench.store.database.deks(bench.tenant, &[id]).await.unwrap().len(), 1);
 }
@@ -461,14 +464,14 @@ async fn an_unreadable_fence_refuses_the_whole_batch_and_commits_nothing() {
     };
     let outcomes = bench.together(units()).await;
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [(); 3].map(|()| Err(CommitFailed::Unavailable))
     );
     assert_eq!(bench.users().await, ["before"]);
     bench.store.unreadable.store(false, Ordering::SeqCst);
     let outcomes = bench.together(units()).await;
     let fenced = Err(CommitFailed::Fenced);
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![]), fenced]);
+    assert_eq!(outcomes.iter().map(applied_of).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![]), fenced]);
     assert_eq!(bench.users().await, ["before", "before", "a", "b"]);
 }
 
@@ -494,7 +497,10 @@ async fn a_fence_that_never_holds_during_commits_refuses_in_the_end() {
         ])
         .await;
     let (fenced, rejected) = (Err(CommitFailed::Fenced), Err(CommitFailed::Rejected));
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), fenced, rejected, Ok(vec![1])]);
+    assert_eq!(
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
+        [Ok(vec![]), fenced, rejected, Ok(vec![1])]
+    );
     assert_eq!(bench.users().await, ["before", "a", "c"]);
 }
 
@@ -538,7 +544,7 @@ async fn a_batch_lost_in_transit_is_still_fenced_when_retried() {
     bench.store.fates.lock().unwrap().push_back(Fate::Fails(CommitError::Unknown));
     let outcomes =
         bench.together(vec![bench.fenced("a", Vec::new(), active(1)), bench.unit("b", Vec::new())]).await;
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Err(CommitFailed::Fenced), Ok(vec![])]);
+    assert_eq!(outcomes.iter().map(applied_of).collect::<Vec<_>>(), [Err(CommitFailed::Fenced), Ok(vec![])]);
     assert_eq!(bench.users().await, ["before", "b"]);
 }
 

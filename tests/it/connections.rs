@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::guarded::House;
+use crate::guarded::Deployment;
 use crate::support::server::TestServer;
 
 /// The start of an HTTP/2 connection (RFC 9113, section 3.4), and an empty SETTINGS frame.
@@ -47,7 +47,7 @@ async fn get(stream: &mut TcpStream, path: &str) -> String {
 
 #[tokio::test]
 async fn an_http_2_client_is_told_how_much_it_may_send() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let mut stream = TcpStream::connect(one.serve(None).await).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
     let (kind, settings) = frame(&mut stream).await.unwrap();
@@ -55,8 +55,8 @@ async fn an_http_2_client_is_told_how_much_it_may_send() {
     let number = |bytes: &[u8]| bytes.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
     let settings: Vec<_> = settings.chunks(6).map(|one| (number(&one[..2]), number(&one[2..]))).collect();
     // MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_HEADER_LIST_SIZE (RFC 9113, section 6.5.2).
-    for told in [(3, 128), (4, 256 << 10), (6, 16 << 10)] {
-        assert!(settings.contains(&told), "{told:?} of {settings:?}");
+    for setting in [(3, 128), (4, 256 << 10), (6, 16 << 10)] {
+        assert!(settings.contains(&setting), "{setting:?} of {settings:?}");
     }
     let window = loop {
         if let (WINDOW_UPDATE, more) = frame(&mut stream).await.unwrap() {

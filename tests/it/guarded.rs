@@ -41,16 +41,16 @@ pub(crate) const SECRET: &str = "a-secret-of-some-length";
 
 /// The machine's clock, plus the time for which the machine was suspended.
 #[derive(Default)]
-pub(crate) struct Jumping(AtomicU64);
+pub(crate) struct SuspendedClock(AtomicU64);
 
-impl Jumping {
+impl SuspendedClock {
     /// Suspends the machine for this long.
     pub(crate) fn sleep(&self, milliseconds: u64) {
         self.0.fetch_add(milliseconds, Ordering::SeqCst);
     }
 }
 
-impl Clock for Jumping {
+impl Clock for SuspendedClock {
     fn now(&self) -> Timestamp {
         SystemClock.now()
     }
@@ -62,7 +62,7 @@ impl Clock for Jumping {
 
 /// The behaviour of a KMS.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Will {
+pub(crate) enum Behaviour {
     Work,
     Refuse,
     Fail,
@@ -74,36 +74,36 @@ pub(crate) enum Will {
 /// The local key, with the behaviour that a test sets.
 pub(crate) struct Scripted {
     pub(crate) key: Arc<LocalKey>,
-    pub(crate) unwraps_will: Mutex<Will>,
-    pub(crate) generates_will: Mutex<Will>,
+    pub(crate) on_unwrap: Mutex<Behaviour>,
+    pub(crate) on_generate: Mutex<Behaviour>,
     /// Versions that it no longer unwraps.
     pub(crate) destroyed: Mutex<HashSet<String>>,
     pub(crate) unwraps: AtomicUsize,
     pub(crate) generated: AtomicUsize,
     /// The suspension of the machine during an unwrap, in milliseconds.
-    pub(crate) asleep: Mutex<Option<(Arc<Jumping>, u64)>>,
+    pub(crate) asleep: Mutex<Option<(Arc<SuspendedClock>, u64)>>,
 }
 
 impl Scripted {
-    pub(crate) fn will(&self, will: Will) {
-        (*self.unwraps_will.lock().unwrap(), *self.generates_will.lock().unwrap()) = (will, will);
+    pub(crate) fn set_behaviour(&self, behaviour: Behaviour) {
+        (*self.on_unwrap.lock().unwrap(), *self.on_generate.lock().unwrap()) = (behaviour, behaviour);
     }
 
     pub(crate) fn calls(&self) -> usize {
         self.unwraps.load(Ordering::SeqCst) + self.generated.load(Ordering::SeqCst)
     }
 
-    async fn met(&self, will: &Mutex<Will>) -> Result<(), KmsError> {
-        let will = *will.lock().unwrap();
-        match will {
-            Will::Work => Ok(()),
-            Will::Refuse => Err(KmsError::local(KmsErrorClass::KeyDisabled)),
-            Will::Fail => Err(KmsError::local(KmsErrorClass::Unreachable)),
-            Will::Hang => {
+    async fn behave(&self, behaviour: &Mutex<Behaviour>) -> Result<(), KmsError> {
+        let behaviour = *behaviour.lock().unwrap();
+        match behaviour {
+            Behaviour::Work => Ok(()),
+            Behaviour::Refuse => Err(KmsError::local(KmsErrorClass::KeyDisabled)),
+            Behaviour::Fail => Err(KmsError::local(KmsErrorClass::Unreachable)),
+            Behaviour::Hang => {
                 tokio::time::sleep(Duration::from_secs(20)).await;
                 Err(KmsError::local(KmsErrorClass::Timeout))
             }
-            Will::Dawdle(milliseconds) => {
+            Behaviour::Dawdle(milliseconds) => {
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 Ok(())
             }
@@ -115,7 +115,7 @@ impl Scripted {
 impl Kms for Scripted {
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
         self.generated.fetch_add(1, Ordering::SeqCst);
-        match self.met(&self.generates_will).await {
+        match self.behave(&self.on_generate).await {
             Ok(()) => self.key.generate(bindings).await,
             Err(error) => bindings.iter().map(|_| Err(error.clone())).collect(),
         }
@@ -130,7 +130,7 @@ impl Kms for Scripted {
         if let Some((clock, milliseconds)) = &*self.asleep.lock().unwrap() {
             clock.sleep(*milliseconds);
         }
-        if let Err(error) = self.met(&self.unwraps_will).await {
+        if let Err(error) = self.behave(&self.on_unwrap).await {
             return wrapped.iter().map(|_| Err(error.clone())).collect();
         }
         let answers = self.key.unwrap(wrapped).await;
@@ -159,7 +159,7 @@ impl Kms for Scripted {
 }
 
 /// A replica's connection to the database.
-pub(crate) struct Wired {
+pub(crate) struct DatabaseLink {
     pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
     /// The milliseconds by which the database's clock is ahead.
     pub(crate) ahead: Arc<AtomicI64>,
@@ -174,7 +174,7 @@ pub(crate) struct Wired {
     pub(crate) then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Wired {
+impl DatabaseLink {
     fn database(&self) -> Arc<Sqlite> {
         self.database.lock().unwrap().clone()
     }
@@ -193,7 +193,7 @@ impl Wired {
 }
 
 #[async_trait]
-impl Commits for Wired {
+impl Commits for DatabaseLink {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         if self.hangs.load(Ordering::SeqCst) {
@@ -245,7 +245,7 @@ impl Commits for Wired {
 }
 
 #[async_trait]
-impl DekReads for Wired {
+impl DekReads for DatabaseLink {
     async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError> {
         self.read().await?.deks(tenant, ids).await
     }
@@ -278,7 +278,7 @@ impl DekReads for Wired {
 }
 
 #[async_trait]
-impl JobReads for Wired {
+impl JobReads for DatabaseLink {
     async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError> {
         self.read().await?.job(tenant, id).await
     }
@@ -297,7 +297,7 @@ impl JobReads for Wired {
 }
 
 #[async_trait]
-impl KeyringStore for Wired {
+impl KeyringStore for DatabaseLink {
     async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
         let seen = self.read().await?.watched().await?;
         Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
@@ -305,7 +305,7 @@ impl KeyringStore for Wired {
 }
 
 #[async_trait]
-impl EntrySearch for Wired {
+impl EntrySearch for DatabaseLink {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -318,7 +318,7 @@ impl EntrySearch for Wired {
 }
 
 #[async_trait]
-impl RequestReads for Wired {
+impl RequestReads for DatabaseLink {
     async fn ping(&self) -> Result<(), ReadError> {
         self.read().await?.ping().await
     }
@@ -328,9 +328,9 @@ impl RequestReads for Wired {
 pub(crate) struct Replica {
     pub(crate) app: Arc<App>,
     pub(crate) keyring: Arc<Keyring>,
-    pub(crate) store: Arc<Wired>,
+    pub(crate) store: Arc<DatabaseLink>,
     pub(crate) kms: Arc<Scripted>,
-    pub(crate) clock: Arc<Jumping>,
+    pub(crate) clock: Arc<SuspendedClock>,
     pub(crate) tenant: Tenant,
     prober: CancellationToken,
     _folder: Arc<tempfile::TempDir>,
@@ -398,7 +398,7 @@ impl Replica {
     }
 
     /// Stops the prober, as if it had crashed.
-    pub(crate) fn watch_no_more(&self) {
+    pub(crate) fn stop_watching(&self) {
         self.prober.cancel();
     }
 
@@ -437,7 +437,7 @@ impl Replica {
 }
 
 /// A database and a key that replicas share.
-pub(crate) struct House {
+pub(crate) struct Deployment {
     pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
     pub(crate) ahead: Arc<AtomicI64>,
     pub(crate) key: Arc<LocalKey>,
@@ -445,7 +445,7 @@ pub(crate) struct House {
     tenant: Tenant,
 }
 
-impl House {
+impl Deployment {
     pub(crate) async fn new() -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let database = Sqlite::open(&folder.path().join("byok.db")).await.unwrap();
@@ -463,19 +463,19 @@ impl House {
     }
 
     pub(crate) async fn replica_with(&self, cache_seconds: u64) -> Replica {
-        self.replica_patient(cache_seconds, 2).await
+        self.replica_with_probe_timeout(cache_seconds, 2).await
     }
 
     /// A replica with this probe timeout.
-    pub(crate) async fn replica_patient(&self, cache_seconds: u64, probe_seconds: u64) -> Replica {
+    pub(crate) async fn replica_with_probe_timeout(&self, cache_seconds: u64, probe_seconds: u64) -> Replica {
         let seconds = Duration::from_secs;
         let guard = KeyGuard {
             probe_every: seconds(1),
             probe_timeout: seconds(probe_seconds),
             resume_after: seconds(0),
         };
-        let clock = Arc::new(Jumping::default());
-        let store = Arc::new(Wired {
+        let clock = Arc::new(SuspendedClock::default());
+        let store = Arc::new(DatabaseLink {
             database: self.database.clone(),
             ahead: self.ahead.clone(),
             commits: AtomicUsize::new(0),
@@ -486,8 +486,8 @@ impl House {
         });
         let kms = Arc::new(Scripted {
             key: self.key.clone(),
-            unwraps_will: Mutex::new(Will::Work),
-            generates_will: Mutex::new(Will::Work),
+            on_unwrap: Mutex::new(Behaviour::Work),
+            on_generate: Mutex::new(Behaviour::Work),
             destroyed: Mutex::default(),
             unwraps: AtomicUsize::new(0),
             generated: AtomicUsize::new(0),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::guarded::House;
+use crate::guarded::Deployment;
 use crate::support::server::{TestServer, answer};
 use crate::support::stub::{self, Stub};
 
@@ -128,7 +128,7 @@ async fn many_who_ask_at_once_cost_one_pair_of_calls() {
 
 #[tokio::test]
 async fn endless_health_requests_by_one_caller_cost_the_database_little() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     one.encrypt("r").await.unwrap();
     let (before, began) = (one.store.reads.load(Ordering::SeqCst), Instant::now());
     for _ in 0..500 {

@@ -41,13 +41,17 @@ impl Log {
 
     /// Appends the entry of a call that used a DEK for a record.
     async fn encrypted(&mut self, at: Timestamp, row: &DekRow) {
-        self.append(Entry { items: vec![item(row, &row.wrapped)], ..said(at, Operation::Encrypt, None) })
-            .await;
+        self.append(Entry {
+            items: vec![item(row, &row.wrapped)],
+            ..operator_entry(at, Operation::Encrypt, None)
+        })
+        .await;
     }
 
     async fn rotated(&mut self, row: &DekRow, to: &Wrapped) {
         let at = SystemClock.now();
-        self.append(Entry { items: vec![item(row, to)], ..said(at, Operation::Rotate, None) }).await;
+        self.append(Entry { items: vec![item(row, to)], ..operator_entry(at, Operation::Rotate, None) })
+            .await;
     }
 
     async fn add(&self, row: &DekRow) {
@@ -77,7 +81,7 @@ impl Log {
     }
 }
 
-fn said(at: Timestamp, operation: Operation, detail: Option<&str>) -> Entry {
+fn operator_entry(at: Timestamp, operation: Operation, detail: Option<&str>) -> Entry {
     Entry::of_operator(at, operation, None, detail.map(Into::into))
 }
 
@@ -196,7 +200,12 @@ async fn after_pruning_only_rows_younger_than_the_rest_need_entries() {
         log.encrypted(long_ago(), &old).await;
     }
     derive(&log.store).await;
-    log.append(said(SystemClock.now().minus(Duration::from_secs(2 * 86_400)), Operation::Hold, None)).await;
+    log.append(operator_entry(
+        SystemClock.now().minus(Duration::from_secs(2 * 86_400)),
+        Operation::Hold,
+        None,
+    ))
+    .await;
     for row in [&old, &young, &odd] {
         log.add(row).await;
     }
@@ -205,9 +214,10 @@ async fn after_pruning_only_rows_younger_than_the_rest_need_entries() {
     let rows = [old.clone(), young, odd];
     assert_eq!(log.damaged(&rows).await, Some("unmarked-prune"), "no entry says that they were pruned");
 
-    log.append(said(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(0..100))))).await;
+    log.append(operator_entry(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(0..100))))).await;
     assert!(log.damaged(&rows).await.is_some(), "not all of them are named");
-    log.append(said(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(101..256))))).await;
+    log.append(operator_entry(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(101..256)))))
+        .await;
     let held = log.hold(&rows).await;
     assert_eq!((held.agreed, held.damaged), (vec![old], None));
     let found: Vec<&str> = held.contradicted.iter().map(|(_, finding)| finding.name()).collect();

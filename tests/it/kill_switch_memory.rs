@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use crate::support::memory::{Place, search};
+use crate::support::memory::{Occurrence, search};
 use crate::support::needed;
 use crate::support::pki::Authority;
 use crate::support::relay::Relay;
@@ -25,14 +25,19 @@ fn deks(relay: &Relay) -> Vec<Vec<u8>> {
     bytes.into_iter().chain(texts.into_iter().map(String::into_bytes)).collect()
 }
 
-fn shown(places: &[Place], of: usize) -> String {
-    let bytes = places.iter().filter(|place| place.which < of / 2).count();
-    let mut which: Vec<usize> = places.iter().map(|place| place.which).collect();
+fn summary(occurrences: &[Occurrence], of: usize) -> String {
+    let bytes = occurrences.iter().filter(|found| found.which < of / 2).count();
+    let mut which: Vec<usize> = occurrences.iter().map(|found| found.which).collect();
     which.sort_unstable();
     which.dedup();
     let some: Vec<String> =
-        places.iter().take(3).map(|place| format!("{} {}", place.mapping, place.around)).collect();
-    format!("{} places of {} DEKs, {bytes} of them as bytes:\n{}", places.len(), which.len(), some.join("\n"))
+        occurrences.iter().take(3).map(|found| format!("{} {}", found.mapping, found.around)).collect();
+    format!(
+        "{} places of {} DEKs, {bytes} of them as bytes:\n{}",
+        occurrences.len(),
+        which.len(),
+        some.join("\n")
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,12 +95,12 @@ async fn none_is_left(key: VaultKey, relay: Relay, authority: Option<&Authority>
     // The search finds what must be in memory, so it would find a DEK.
     let must: Vec<Vec<u8>> = vec![b"BYOK_VAULT_TRANSIT_KEY".to_vec(), server.key.name.clone().into_bytes()];
     let seen = search_for(must).await;
-    assert!(seen.iter().any(|place| place.which == 0) && seen.iter().any(|place| place.which == 1));
+    assert!(seen.iter().any(|found| found.which == 0) && seen.iter().any(|found| found.which == 1));
     // In a full cache every DEK is sealed. The encoded forms of the most recent ones, including the
     // canary's, are in the buffers of open connections.
     let hot = search_for(wanted.clone()).await;
-    println!("hot and idle: {}", shown(&hot, wanted.len()));
-    assert!(hot.iter().all(|place| place.which >= wanted.len() / 2), "{}", shown(&hot, wanted.len()));
+    println!("hot and idle: {}", summary(&hot, wanted.len()));
+    assert!(hot.iter().all(|found| found.which >= wanted.len() / 2), "{}", summary(&hot, wanted.len()));
 
     switch.off().await;
     eventually("it is revoked", async || !incidents(&database).await.is_empty()).await;
@@ -103,5 +108,5 @@ async fn none_is_left(key: VaultKey, relay: Relay, authority: Option<&Authority>
     tokio::time::sleep(Duration::from_secs(1)).await;
     let wanted = deks(&relay);
     let left = search_for(wanted.clone()).await;
-    assert!(left.is_empty(), "after the revocation: {}", shown(&left, wanted.len()));
+    assert!(left.is_empty(), "after the revocation: {}", summary(&left, wanted.len()));
 }

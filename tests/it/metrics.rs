@@ -75,7 +75,7 @@ impl Busy {
 }
 
 /// The exit code and output of a program that reads this text on its standard input.
-async fn said(program: &str, arguments: &[&str], input: &str) -> (Option<i32>, String) {
+async fn run_with_input(program: &str, arguments: &[&str], input: &str) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.kill_on_drop(true).spawn().expect("it runs");
@@ -95,9 +95,9 @@ for family in read(sys.stdin.read()):
     for sample in family.samples:
         print(sample.name, sorted(sample.labels))"
     );
-    let (code, said) = said(&needed("BYOK_TEST_PYTHON"), &["-c", &script], text).await;
-    assert_eq!(code, Some(0), "{said}");
-    said.lines().map(str::to_owned).collect()
+    let (code, samples) = run_with_input(&needed("BYOK_TEST_PYTHON"), &["-c", &script], text).await;
+    assert_eq!(code, Some(0), "{samples}");
+    samples.lines().map(str::to_owned).collect()
 }
 
 fn file(name: &str) -> String {
@@ -141,7 +141,7 @@ async fn prometheus_reads_both_formats_and_they_say_the_same() {
 
     // The exit code and standard output for a text without problems.
     let promtool = needed("BYOK_TEST_PROMTOOL");
-    assert_eq!(said(&promtool, &["check", "metrics"], &classic).await, (Some(0), String::new()));
+    assert_eq!(run_with_input(&promtool, &["check", "metrics"], &classic).await, (Some(0), String::new()));
     let samples = parsed("prometheus_client.parser", &classic).await;
     assert!(!samples.is_empty());
     let others = parsed("prometheus_client.openmetrics.parser", &open_metrics).await;
@@ -166,7 +166,7 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
     assert!(of_rules.is_subset(&served), "the rules: {:?}", of_rules.difference(&served));
 
     let rows = page.lines().filter(|line| line.starts_with("| `byok_"));
-    let mut told = BTreeMap::new();
+    let mut documented = BTreeMap::new();
     for row in rows {
         let [_, name, kind, labels, ..] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
             panic!("{row}")
@@ -175,7 +175,7 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
         assert_eq!(types.get(name).map(String::as_str), Some(kind), "{name}");
         let labels =
             labels.split(", ").map(|label| label.trim_matches('`')).filter(|label| !label.is_empty());
-        told.insert(name.to_owned(), labels.map(str::to_owned).collect::<BTreeSet<_>>());
+        documented.insert(name.to_owned(), labels.map(str::to_owned).collect::<BTreeSet<_>>());
     }
     for sample in text.lines().filter(|line| !line.starts_with('#')) {
         let (name, labels) = sample.split_once('{').unwrap_or((sample.split(' ').next().unwrap(), ""));
@@ -183,15 +183,15 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
         let labels =
             labels.split("\",").filter_map(|label| Some(label.trim_start_matches('}').split_once("=\"")?.0));
         let labels: BTreeSet<String> = labels.filter(|label| *label != "le").map(str::to_owned).collect();
-        assert_eq!(told.get(name), Some(&labels), "{sample}");
+        assert_eq!(documented.get(name), Some(&labels), "{sample}");
     }
 
     // Prometheus accepts the expressions.
     let promtool = needed("BYOK_TEST_PROMTOOL");
     let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring").join(name);
     let rules = path("alerts.yaml").display().to_string();
-    let (code, told) = said(&promtool, &["check", "rules", &rules], "").await;
-    assert!(code == Some(0) && told.contains("SUCCESS: 21 rules found"), "{told}");
+    let (code, report) = run_with_input(&promtool, &["check", "rules", &rules], "").await;
+    assert!(code == Some(0) && report.contains("SUCCESS: 21 rules found"), "{report}");
     let mut found = Vec::new();
     expressions(&serde_json::from_str(&dashboard).unwrap(), &mut found);
     let rules: Vec<Value> = found
@@ -204,8 +204,8 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
     let written = folder.path().join("rules.yaml");
     std::fs::write(&written, json!({ "groups": [{ "name": "panels", "rules": rules }] }).to_string())
         .unwrap();
-    let (code, told) = said(&promtool, &["check", "rules", written.to_str().unwrap()], "").await;
-    assert_eq!(code, Some(0), "{told}");
+    let (code, report) = run_with_input(&promtool, &["check", "rules", written.to_str().unwrap()], "").await;
+    assert_eq!(code, Some(0), "{report}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::guarded::{House, Replica, SECRET, Will, until};
+use crate::guarded::{Behaviour, Deployment, Replica, SECRET, until};
 use crate::support::pki::Authority;
 use crate::support::relay::acceptor;
 
@@ -39,7 +39,7 @@ fn text() -> String {
 
 /// The address of a replica, and the body of a request whose answer has 15 MB.
 async fn served(cache_seconds: u64, authority: Option<&Authority>) -> (Replica, SocketAddr, Vec<u8>) {
-    let one = House::new().await.replica_with(cache_seconds).await;
+    let one = Deployment::new().await.replica_with(cache_seconds).await;
     let tls = authority.map(|authority| acceptor(&authority.server()));
     let address = one.serve(tls).await;
     let token = encrypt(&one, address, authority, &text()).await;
@@ -106,7 +106,7 @@ async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> usize {
 
 async fn is_broken_off(one: &Replica, mut stream: impl AsyncRead + AsyncWrite + Unpin, body: &[u8]) {
     begin(&mut stream, body, MIB).await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let rest = rest(&mut stream).await;
     assert!(rest <= IN_FLIGHT, "{rest} bytes came past the bound");
@@ -139,7 +139,7 @@ async fn a_slow_reader_gets_the_whole_answer_while_the_key_works() {
         }
         let mut rest = vec![0; 15_000_000 - 6 * MIB];
         stream.read_exact(&mut rest).await.unwrap_or_else(|error| panic!("{cache_seconds}: {error}"));
-        one.watch_no_more();
+        one.stop_watching();
     }
 }
 
@@ -207,7 +207,7 @@ async fn an_answer_that_is_read_slowly_over_http2_ends_alone() {
         taken += answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
     }
     until_the_window_is_used_up().await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let (plaintext, whole) = drain(answer.body_mut()).await;
     assert!(!whole && plaintext <= IN_FLIGHT, "{plaintext} bytes came past the bound");
@@ -226,7 +226,7 @@ async fn an_answer_queued_behind_another_stream_is_withheld_and_recorded() {
     assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
     assert_eq!(one.outcomes(2).await, ["Decrypt Ok", "Decrypt Ok"]);
     until_the_window_is_used_up().await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let (first, second) = tokio::join!(drain(first.body_mut()), drain(second.body_mut()));
     assert!(!first.1 && first.0 <= IN_FLIGHT, "{first:?}");
@@ -238,14 +238,14 @@ async fn an_answer_queued_behind_another_stream_is_withheld_and_recorded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_begun_shows_no_more_when_its_window_opens_late() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let address = one.serve(None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let small = json!({ "ciphertext": token, "record_id": "r" }).to_string();
     let mut sender = http2(address, 1, 65_535).await;
     let mut answer = ask(&mut sender, "/byok/decrypt", small.as_bytes()).await;
     until_the_window_is_used_up().await;
-    one.kms.will(Will::Fail);
+    one.kms.set_behaviour(Behaviour::Fail);
     one.clock.sleep(PAST_THE_BOUND);
     assert_eq!(drain(answer.body_mut()).await, (0, false));
     is_live(&mut sender).await;
@@ -272,13 +272,13 @@ async fn ask_graphql(address: SocketAddr, query: &str) -> reqwest::Response {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graphql_answer_whose_last_field_is_late_is_one_error() {
-    let house = House::new().await;
-    let (one, writer) = (house.replica().await, house.replica().await);
+    let deployment = Deployment::new().await;
+    let (one, writer) = (deployment.replica().await, deployment.replica().await);
     let address = one.serve(None).await;
     let query = hot_then_cold(&one, &writer).await;
     // The KMS needs longer for the second field than the first may wait, and then fails.
     *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), PAST_THE_BOUND));
-    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Fail;
     let answer: Value = ask_graphql(address, &query).await.json().await.unwrap();
     assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
     assert_eq!(answer["errors"][0]["extensions"]["code"], "KMS_UNAVAILABLE", "{answer}");
@@ -298,13 +298,13 @@ async fn a_graphql_answer_whose_last_field_is_late_is_one_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plaintext_beside_an_overlong_health_check_is_withheld() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let address = one.serve(None).await;
     let token = one.encrypt("hot").await.unwrap();
     assert_eq!(one.decrypt(&token, "hot").await, Ok(()));
     // The health check generates a DEK and unwraps it.
-    *one.kms.generates_will.lock().unwrap() = Will::Dawdle(4_000);
-    *one.kms.unwraps_will.lock().unwrap() = Will::Refuse;
+    *one.kms.on_generate.lock().unwrap() = Behaviour::Dawdle(4_000);
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Refuse;
     let query = format!(
         "{{ byokReveal(ciphertext: \"{token}\", recordId: \"hot\") {{ value }} byokHealth {{ status }} }}"
     );
@@ -319,11 +319,11 @@ async fn a_plaintext_beside_an_overlong_health_check_is_withheld() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_entry_of_a_timed_out_answer_has_a_refusal() {
-    let house = House::new().await;
-    let (one, writer) = (house.replica().await, house.replica().await);
+    let deployment = Deployment::new().await;
+    let (one, writer) = (deployment.replica().await, deployment.replica().await);
     let address = one.serve_with(None, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "1")]).await;
     let query = hot_then_cold(&one, &writer).await;
-    *one.kms.unwraps_will.lock().unwrap() = Will::Hang;
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Hang;
     let answer = ask_graphql(address, &query).await;
     assert_eq!(answer.status(), 503);
     let answer: Value = answer.json().await.unwrap();
@@ -334,7 +334,7 @@ async fn each_entry_of_a_timed_out_answer_has_a_refusal() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_whose_first_byte_came_counts_as_given_despite_hangup() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let address = one.serve(None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let body = json!({ "ciphertext": token, "record_id": "r" }).to_string();

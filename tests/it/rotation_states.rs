@@ -58,16 +58,16 @@ async fn each_command_reaches_its_state_idempotently_and_always_leaves_an_entry(
         assert_eq!((status, &job["state"], &job["id"]), (200, &json!(state), &json!(id)), "{word}: {job}");
         assert_eq!(job["finished_at"].is_null(), state != "CANCELLED", "{job}");
     }
-    let mut told: Vec<_> =
+    let mut recorded: Vec<_> =
         commands.iter().map(|(word, _)| (format!("{word} {id}"), "OK".to_owned())).collect();
-    assert_eq!(entries(&server).await, told);
+    assert_eq!(entries(&server).await, recorded);
     let id = held(&server).await;
     command(&server, &id, "pause").await;
     let (status, job) = command(&server, &id, "resume").await;
     // There is nothing to do, so a worker may have finished it already.
     assert!(status == 200 && ["RUNNING", "DONE"].contains(&job["state"].as_str().unwrap()), "{job}");
-    told.extend(["pause", "resume"].map(|word| (format!("{word} {id}"), "OK".to_owned())));
-    assert_eq!(entries(&server).await, told);
+    recorded.extend(["pause", "resume"].map(|word| (format!("{word} {id}"), "OK".to_owned())));
+    assert_eq!(entries(&server).await, recorded);
     done(&server, &id).await;
 }
 

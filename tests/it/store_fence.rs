@@ -57,7 +57,7 @@ fn whole(at: Timestamp) -> Timestamp {
     Timestamp(at.0 / 1_000 * 1_000)
 }
 
-fn under(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
+fn fenced_batch(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
     Batch { tenant, base, entries: vec![entry()], changes: Vec::new(), gate: None, fence }
 }
 
@@ -68,7 +68,7 @@ async fn passes(
     fence: Vec<Fence>,
 ) -> Result<Option<FenceReading>, CommitError> {
     let base = store.log_size(tenant).await.unwrap();
-    let outcome = store.commit(&under(tenant, base, fence)).await.map(|done| done.reading);
+    let outcome = store.commit(&fenced_batch(tenant, base, fence)).await.map(|done| done.reading);
     assert_eq!(store.log_size(tenant).await.unwrap(), base + u64::from(outcome.is_ok()));
     outcome
 }
@@ -225,7 +225,7 @@ async fn a_retired_version_is_gone_until_it_is_watched_again(store: Db) {
     let late = Change::UpdateProof { from: first.revision, to: first.clone(), incident: None };
     assert_eq!(one(&store, tenant, late).await, 0);
     let under_it = vec![fence("1", Requirement::Active { epoch: first.epoch })];
-    assert_eq!(store.commit(&under(tenant, 0, under_it)).await, Err(CommitError::Fenced));
+    assert_eq!(store.commit(&fenced_batch(tenant, 0, under_it)).await, Err(CommitError::Fenced));
 
     for (version, epoch) in [("1", first.epoch + 1), ("3", revoked.epoch + 1)] {
         let again = Change::Watch { proof: proof(version, Timestamp(5)), canary: canary(version) };
@@ -348,7 +348,7 @@ async fn an_identical_proof_is_written_once(store: Db) {
     let (with_entry, third) = step(&second, Some(first.proven_at));
     let batch = Batch {
         changes: vec![with_entry],
-        ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 1 })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Active { epoch: 1 })])
     };
     for _ in 0..2 {
         assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
@@ -521,7 +521,7 @@ async fn a_refused_batch_leaves_nothing(store: Db) {
     ];
     for changes in [Vec::new(), insert, many] {
         let mut batch =
-            Batch { changes, ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })]) };
+            Batch { changes, ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })]) };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
         assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
         assert_eq!(store.log_size(tenant).await.unwrap(), 0);
@@ -538,22 +538,22 @@ async fn a_batch_that_is_behind_has_moved_whatever_the_fence_says(store: Db) {
     let tenant = tenant(&*store).await;
     watch(&*store, tenant, "1").await;
     for base in [0, 1] {
-        store.commit(&under(tenant, base, Vec::new())).await.unwrap();
+        store.commit(&fenced_batch(tenant, base, Vec::new())).await.unwrap();
     }
     for epoch in [1, 2] {
         for base in [0, 1, 3] {
-            let batch = under(tenant, base, vec![fence("1", Requirement::Active { epoch })]);
+            let batch = fenced_batch(tenant, base, vec![fence("1", Requirement::Active { epoch })]);
             assert_eq!(store.commit(&batch).await, Err(CommitError::Moved { size: 2 }));
         }
     }
-    let batch = under(tenant, 2, vec![fence("1", Requirement::Active { epoch: 2 })]);
+    let batch = fenced_batch(tenant, 2, vec![fence("1", Requirement::Active { epoch: 2 })]);
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
 }
 
 async fn an_identical_batch_is_known_though_the_fence_holds_no_more(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    let alone = under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]);
+    let alone = fenced_batch(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]);
     let with_dek = Batch { base: 1, changes: vec![Change::InsertDek(dek(None))], ..alone.clone() };
     let with_dek = Batch { entries: vec![entry()], ..with_dek };
     for batch in [&alone, &with_dek] {
@@ -575,7 +575,7 @@ async fn the_fence_is_of_entries_only(store: Db) {
     let batch = Batch {
         entries: Vec::new(),
         changes: vec![Change::InsertDek(row.clone())],
-        ..under(tenant, 0, vec![fence("none", Requirement::Active { epoch: 1 })])
+        ..fenced_batch(tenant, 0, vec![fence("none", Requirement::Active { epoch: 1 })])
     };
     let done = store.commit(&batch).await.unwrap();
     assert_eq!((done.applied, done.reading), (vec![1], None));
@@ -592,14 +592,14 @@ async fn the_fence_is_asked_before_the_batch_changes_anything(store: Db) {
             Change::UpdateProof { from: 1, to, incident: None },
             Change::Watch { proof: proof("2", first.proven_at), canary: canary("2") },
         ],
-        ..under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
     };
     let done = store.commit(&batch).await.unwrap();
     assert_eq!(done.applied, [1, 1]);
     assert_eq!(done.reading.unwrap().proven_at, [first.proven_at]);
     let batch = Batch {
         changes: vec![Change::Watch { proof: proof("3", first.proven_at), canary: canary("3") }],
-        ..under(tenant, 1, vec![fence("3", Requirement::Active { epoch: 1 })])
+        ..fenced_batch(tenant, 1, vec![fence("3", Requirement::Active { epoch: 1 })])
     };
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced), "no batch makes its own proof");
 }
@@ -607,11 +607,11 @@ async fn the_fence_is_asked_before_the_batch_changes_anything(store: Db) {
 async fn in_turn_the_fence_is_asked_too(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    store.commit(&under(tenant, 0, Vec::new())).await.unwrap();
+    store.commit(&fenced_batch(tenant, 0, Vec::new())).await.unwrap();
     let row = dek(None);
     let mut batch = Batch {
         changes: vec![Change::InsertDek(row.clone())],
-        ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })])
     };
     assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
     assert_eq!(store.log_size(tenant).await.unwrap(), 1);
@@ -624,7 +624,7 @@ async fn in_turn_the_fence_is_asked_too(store: Db) {
 }
 
 async fn no_log_is_no_matter_of_the_fence(store: Db) {
-    let mut batch = under(TenantUid([1; 16]), 0, vec![fence("1", Requirement::Active { epoch: 1 })]);
+    let mut batch = fenced_batch(TenantUid([1; 16]), 0, vec![fence("1", Requirement::Active { epoch: 1 })]);
     assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
     assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Rejected));
 }
@@ -645,7 +645,7 @@ async fn many_statements_stand_under_one_fence(store: Db) {
             Change::LeaseJob { job: started.id, holder, lease: MINUTE },
             Change::AdvanceJob { job: advanced.clone(), holder, after: Some(old.id) },
         ],
-        ..under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
     };
     batch.fence.push(fence("2", Requirement::Active { epoch: 1 }));
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));

@@ -95,7 +95,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The results of callers' calls.
 #[derive(Default)]
-struct Met {
+struct Outcomes {
     /// The acknowledged tokens, each with its record.
     tokens: Mutex<Vec<(String, String)>>,
     decrypted: AtomicUsize,
@@ -104,24 +104,24 @@ struct Met {
 }
 
 /// Encrypts, and decrypts the latest acknowledged token, until `over` is set.
-async fn call(server: &TestServer, caller: usize, met: &Met) {
+async fn call(server: &TestServer, caller: usize, outcomes: &Outcomes) {
     for turn in 0.. {
-        if met.over.load(Ordering::SeqCst) {
+        if outcomes.over.load(Ordering::SeqCst) {
             return;
         }
         let record = format!("record-{caller}-{turn}");
         let body = serde_json::json!({ "plaintext": record, "context": { "record_id": record } });
         let answer = server.post("/byok/encrypt", body).await;
         match answer.body["ciphertext"].as_str() {
-            Some(token) => met.tokens.lock().unwrap().push((token.to_owned(), record)),
-            None => met.refusals.lock().unwrap().push(answer.body),
+            Some(token) => outcomes.tokens.lock().unwrap().push((token.to_owned(), record)),
+            None => outcomes.refusals.lock().unwrap().push(answer.body),
         }
-        let Some((token, record)) = met.tokens.lock().unwrap().last().cloned() else { continue };
+        let Some((token, record)) = outcomes.tokens.lock().unwrap().last().cloned() else { continue };
         let answer = server.decrypt(&token, &record).await;
         if answer.body["plaintext"] == *record {
-            met.decrypted.fetch_add(1, Ordering::SeqCst);
+            outcomes.decrypted.fetch_add(1, Ordering::SeqCst);
         } else {
-            met.refusals.lock().unwrap().push(answer.body);
+            outcomes.refusals.lock().unwrap().push(answer.body);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -148,8 +148,8 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
     let pem = Ed25519SigningKey::generate_pem();
     let more = [("BYOK_DEK_CACHE_SECONDS", "0"), ("BYOK_AUDIT_SIGNING_KEY", pem.expose())];
     let server = TestServer::on(VaultKey::create().await, url, &more).await;
-    let met = Met::default();
-    let acknowledged = || met.tokens.lock().unwrap().len();
+    let outcomes = Outcomes::default();
+    let acknowledged = || outcomes.tokens.lock().unwrap().len();
     let failing_over = async {
         wait_for("there is a load", async || acknowledged() >= 40).await;
         pause_replay(&standby).await;
@@ -160,7 +160,7 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
         proxy.end_all();
         let refused = |answer: &Value| answer["code"] == "STORE_UNAVAILABLE";
         wait_for("calls are refused", async || {
-            met.refusals.lock().unwrap().iter().filter(|answer| refused(answer)).count() >= 20
+            outcomes.refusals.lock().unwrap().iter().filter(|answer| refused(answer)).count() >= 20
         })
         .await;
         let ready = server.get("/ready").await;
@@ -170,20 +170,20 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
         primary.kill();
         execute(&standby.url, "SELECT pg_wal_replay_resume()").await;
         execute(&standby.url, "SELECT pg_promote()").await;
-        let (before, decrypted) = (acknowledged(), met.decrypted.load(Ordering::SeqCst));
+        let (before, decrypted) = (acknowledged(), outcomes.decrypted.load(Ordering::SeqCst));
         wait_for("calls are answered again", async || {
-            acknowledged() >= before + 20 && met.decrypted.load(Ordering::SeqCst) >= decrypted + 20
+            acknowledged() >= before + 20 && outcomes.decrypted.load(Ordering::SeqCst) >= decrypted + 20
         })
         .await;
-        met.over.store(true, Ordering::SeqCst);
+        outcomes.over.store(true, Ordering::SeqCst);
     };
-    let calls = futures_util::future::join_all((0..6).map(|caller| call(&server, caller, &met)));
+    let calls = futures_util::future::join_all((0..6).map(|caller| call(&server, caller, &outcomes)));
     tokio::join!(failing_over, calls);
 
-    for refusal in met.refusals.lock().unwrap().iter() {
+    for refusal in outcomes.refusals.lock().unwrap().iter() {
         assert_eq!(refusal["retryable"], true, "{refusal}");
     }
-    let tokens = std::mem::take(&mut *met.tokens.lock().unwrap());
+    let tokens = std::mem::take(&mut *outcomes.tokens.lock().unwrap());
     for (token, record) in &tokens {
         let answer = server.decrypt(token, record).await;
         assert_eq!(answer.body["plaintext"], *record.as_str(), "{record}: {}", answer.body);

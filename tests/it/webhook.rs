@@ -49,7 +49,7 @@ pub(crate) struct Delivered {
 #[derive(Default)]
 struct Inbox {
     answers: Mutex<VecDeque<Answer>>,
-    came: Mutex<Vec<Option<Delivered>>>,
+    received: Mutex<Vec<Option<Delivered>>>,
 }
 
 /// A receiver that gives scripted answers, then 204. It stops when it is dropped.
@@ -72,7 +72,7 @@ impl Receiver {
         let router = Router::new().fallback(move |headers: HeaderMap, body: Bytes| {
             let inbox = kept.clone();
             async move {
-                inbox.came.lock().unwrap().push(verified(&headers, body));
+                inbox.received.lock().unwrap().push(verified(&headers, body));
                 let answer = inbox.answers.lock().unwrap().pop_front();
                 let response = Response::builder();
                 match answer.unwrap_or(Answer::Status(204)) {
@@ -92,18 +92,18 @@ impl Receiver {
     }
 
     /// The deliveries received so far; every signature must be valid.
-    fn came(&self) -> Vec<Delivered> {
-        let came = self.inbox.came.lock().unwrap();
-        came.iter().map(|delivered| delivered.clone().expect("the signature is right")).collect()
+    fn received(&self) -> Vec<Delivered> {
+        let received = self.inbox.received.lock().unwrap();
+        received.iter().map(|delivered| delivered.clone().expect("the signature is right")).collect()
     }
 
     fn ids(&self) -> Vec<String> {
-        self.came().into_iter().map(|delivered| delivered.id).collect()
+        self.received().into_iter().map(|delivered| delivered.id).collect()
     }
 
     pub(crate) async fn came_at_least(&self, count: usize) -> Vec<Delivered> {
-        eventually(async || self.came().len() >= count).await;
-        self.came()
+        eventually(async || self.received().len() >= count).await;
+        self.received()
     }
 }
 
@@ -192,11 +192,11 @@ async fn an_incident_is_delivered_once_signed_and_as_documented() {
     let mut proof = bench.watched("1").await;
     let incident = bench.turn(&mut proof, Posture::Revoked).await;
     bench.ended(&incident, 1, "announced").await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 1);
-    assert_eq!(came[0].id, incident.id.to_string());
+    let received = receiver.received();
+    assert_eq!(received.len(), 1);
+    assert_eq!(received[0].id, incident.id.to_string());
     assert_eq!(
-        serde_json::from_slice::<Value>(&came[0].body).unwrap(),
+        serde_json::from_slice::<Value>(&received[0].body).unwrap(),
         json!({
             "type": "incident", "timestamp": incident.at.to_string(), "data": {
                 "id": incident.id.to_string(), "tenant": "primary", "key_version": "byok/1", "was": "active",
@@ -208,9 +208,9 @@ async fn an_incident_is_delivered_once_signed_and_as_documented() {
     let recovery = bench.turn(&mut proof, Posture::Active).await;
     bench.ended(&recovery, 1, "announced").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 2, "each once");
-    let data = &serde_json::from_slice::<Value>(&came[1].body).unwrap()["data"];
+    let received = receiver.received();
+    assert_eq!(received.len(), 2, "each once");
+    let data = &serde_json::from_slice::<Value>(&received[1].body).unwrap()["data"];
     assert_eq!(
         (&data["was"], &data["posture"], &data["class"], &data["http_status"], &data["kms_request_id"]),
         (&json!("revoked"), &json!("active"), &Value::Null, &Value::Null, &Value::Null)
@@ -223,13 +223,13 @@ async fn what_fails_is_resent_with_the_same_id_and_body() {
     let bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
     bench.ended(&incident, 3, "announced").await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 3);
-    for (one, next) in came.iter().zip(&came[1..]) {
+    let received = receiver.received();
+    assert_eq!(received.len(), 3);
+    for (one, next) in received.iter().zip(&received[1..]) {
         assert_eq!((&one.id, &one.body), (&next.id, &next.body));
     }
-    assert!(came[1].at - came[0].at >= 5, "the first pause");
-    assert!(came[2].at - came[1].at >= 10, "which doubles");
+    assert!(received[1].at - received[0].at >= 5, "the first pause");
+    assert!(received[2].at - received[1].at >= 10, "which doubles");
 }
 
 #[tokio::test]
@@ -246,8 +246,11 @@ async fn a_key_versions_incidents_arrive_in_order_and_delay_no_other() {
     }
     let other = bench.revoke("2").await;
     bench.ended(&other, 1, "announced").await;
-    let came = receiver.came_at_least(6).await;
-    assert_eq!(came[..2].iter().map(|came| &came.id).collect::<Vec<_>>(), [&ids[0], &other.id.to_string()]);
+    let received = receiver.came_at_least(6).await;
+    assert_eq!(
+        received[..2].iter().map(|received| &received.id).collect::<Vec<_>>(),
+        [&ids[0], &other.id.to_string()]
+    );
     assert_eq!(receiver.ids()[2..], ids);
 }
 
@@ -288,7 +291,7 @@ async fn a_redirect_is_not_followed() {
     let bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
     bench.ended(&incident, 2, "announced").await;
-    assert_eq!((receiver.came().len(), other.came().len()), (2, 0));
+    assert_eq!((receiver.received().len(), other.received().len()), (2, 0));
 }
 
 #[tokio::test]
@@ -339,10 +342,10 @@ async fn two_replicas_deliver_once_between_them() {
     }
     receiver.came_at_least(expected.len()).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let came = receiver.ids();
+    let received = receiver.ids();
     for (version, ids) in expected.chunks(4).enumerate() {
-        let came: Vec<&String> = came.iter().filter(|id| ids.contains(id)).collect();
-        assert_eq!(came, ids.iter().collect::<Vec<_>>(), "version {version}");
+        let received: Vec<&String> = received.iter().filter(|id| ids.contains(id)).collect();
+        assert_eq!(received, ids.iter().collect::<Vec<_>>(), "version {version}");
     }
     assert!(!other.logged().contains("could not be announced"));
 }
@@ -356,13 +359,13 @@ async fn what_a_killed_replica_was_sending_another_sends_with_its_id() {
     bench.server.kill().await;
     let other = bench.server.replica().await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(receiver.came().len(), 1, "as long as the lease holds, nobody else sends it");
+    assert_eq!(receiver.received().len(), 1, "as long as the lease holds, nobody else sends it");
     bench.hurry().await;
     bench.ended(&incident, 2, "announced").await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 2);
-    assert_eq!((&came[0].id, &came[0].body), (&came[1].id, &came[1].body));
-    assert_eq!(came[0].id, incident.id.to_string());
+    let received = receiver.received();
+    assert_eq!(received.len(), 2);
+    assert_eq!((&received[0].id, &received[0].body), (&received[1].id, &received[1].body));
+    assert_eq!(received[0].id, incident.id.to_string());
     drop(other);
 }
 
@@ -406,7 +409,7 @@ async fn a_receivers_certificate_is_verified_by_the_systems_roots() {
     let bench = Bench::with(&tls.url, &[("SSL_CERT_FILE", &trust(&strange))]).await;
     let incident = bench.revoke("1").await;
     eventually(async || bench.server.logged().contains("\"status\":\"unreachable\"")).await;
-    assert_eq!(receiver.came().len(), 0);
+    assert_eq!(receiver.received().len(), 0);
     let environment =
         [(URL, tls.url.as_str()), (SECRET_VARIABLE, SECRET), ("SSL_CERT_FILE", &trust(&trusted))];
     let Bench { server, store, tenant } = bench;

@@ -7,7 +7,7 @@ const PAGE: u64 = 4_096;
 
 /// An occurrence of a byte string.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Occurrence {
     /// The index of the string among those searched for.
     pub(crate) which: usize,
     /// The line of `/proc/PID/maps`.
@@ -17,7 +17,7 @@ pub(crate) struct Place {
 }
 
 /// Searches everything that the process can read for byte strings of four bytes or more.
-pub(crate) fn search(pid: u32, wanted: &[Vec<u8>]) -> Vec<Place> {
+pub(crate) fn search(pid: u32, wanted: &[Vec<u8>]) -> Vec<Occurrence> {
     assert!(rustix::process::geteuid().is_root(), "another process's memory is read as root only");
     let memory = File::open(format!("/proc/{pid}/mem")).expect("its memory can be opened");
     let pages = File::open(format!("/proc/{pid}/pagemap")).expect("its pages");
@@ -35,7 +35,7 @@ pub(crate) fn search(pid: u32, wanted: &[Vec<u8>]) -> Vec<Place> {
         for (from, to) in backed(&pages, from, to) {
             let mut bytes = vec![0; usize::try_from(to - from).expect("it fits")];
             if memory.read_exact_at(&mut bytes, from).is_ok() {
-                places(line, &bytes, wanted, &mut found);
+                find_in(line, &bytes, wanted, &mut found);
             }
         }
     }
@@ -62,7 +62,7 @@ fn backed(pages: &File, from: u64, to: u64) -> Vec<(u64, u64)> {
     runs
 }
 
-fn places(mapping: &str, bytes: &[u8], wanted: &[Vec<u8>], found: &mut Vec<Place>) {
+fn find_in(mapping: &str, bytes: &[u8], wanted: &[Vec<u8>], found: &mut Vec<Occurrence>) {
     // Compares the first four bytes, so that one pass looks for many strings.
     let head = |bytes: &[u8]| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let mut heads: Vec<(u32, usize)> =
@@ -80,7 +80,7 @@ fn places(mapping: &str, bytes: &[u8], wanted: &[Vec<u8>], found: &mut Vec<Place
             if bytes[at..].starts_with(&wanted[*which]) {
                 let (from, to) = (at.saturating_sub(96), bytes.len().min(at + wanted[*which].len() + 96));
                 let around = String::from_utf8_lossy(&bytes[from..to]).escape_debug().to_string();
-                found.push(Place { which: *which, mapping: mapping.to_owned(), around });
+                found.push(Occurrence { which: *which, mapping: mapping.to_owned(), around });
             }
         }
     }
