@@ -16,7 +16,7 @@ use byok::store::{Batch, Change, Commits as _, Database, LogHead, Retention};
 use byok::verify::{Claim, Export, Finding, Report, State, Trust, Wanted, verify_bundle, verify_log};
 use serde_json::{Value, json};
 
-use crate::support::sealed::{Said, Sealed, entry};
+use crate::support::sealed::{Sealed, Verdict, entry};
 use crate::support::tiles::derive;
 use crate::support::{needed, rows};
 
@@ -43,8 +43,8 @@ fn line_of(lines: &[Value], kind: &str) -> usize {
 async fn a_bundle_verifies_with_the_public_key_alone() {
     let sealed = Sealed::sealed().await;
     let bundle = sealed.export(&["--by", "an-operator"]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.holds();
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.holds();
     }
     let [ours, _] = sealed.both(&bundle, None).await;
     for (state, claim) in [("holds", "content"), ("holds", "tree"), ("holds", "signed"), ("open ", "pinned")]
@@ -64,10 +64,10 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
     let sealed = Sealed::start().await;
     sealed.checkpoint_of(7).await;
     let key = sealed.public();
-    let said =
+    let verdict =
         sealed.byok(&["export", "--key", &key], &[("DATABASE_URL", &sealed.server.database_url)]).await;
-    said.holds();
-    assert!(said.text.contains("no checkpoint covers places 7 to before 12 yet"), "{}", said.text);
+    verdict.holds();
+    assert!(verdict.text.contains("no checkpoint covers places 7 to before 12 yet"), "{}", verdict.text);
     // With a retention that requires it, only exported entries may be pruned.
     let noted: Vec<(i64, i64)> = sqlx::query_as("SELECT first, past FROM np_byok_exports")
         .fetch_all(&sealed.server.database().await)
@@ -88,18 +88,18 @@ async fn every_part_of_a_log_is_proven_against_pinned_checkpoints() {
         for pinned in &pinned {
             let range =
                 ["--from", &times[from], "--to", &times[to], "--checkpoint", pinned.to_str().unwrap()];
-            let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+            let bundle = sealed.export(&range).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
             let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
             assert_eq!(entries, to - from);
-            for said in sealed.both(&bundle, Some(pinned)).await {
-                said.holds();
+            for verdict in sealed.both(&bundle, Some(pinned)).await {
+                verdict.holds();
             }
         }
     }
     for (range, count) in
         [(["--from", &times[8]], 4), (["--to", &times[8]], 8), (["--from", "2020-01-01"], 12)]
     {
-        let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+        let bundle = sealed.export(&range).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
         let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
         assert_eq!(entries, count, "{range:?}");
     }
@@ -116,8 +116,8 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     let find = async |name: &str, place: &str, change: &dyn Fn(&mut Vec<Value>)| {
         let mut lines = whole.clone();
         change(&mut lines);
-        for said in sealed.both(&written(&sealed, &lines), None).await {
-            said.finds(name, place);
+        for verdict in sealed.both(&written(&sealed, &lines), None).await {
+            verdict.finds(name, place);
         }
     };
     let at = |place: u64| entry_of(&whole, place);
@@ -168,12 +168,12 @@ fn the_python_verifies_the_bundles_of_the_vectors() {
     let bundles =
         [("bundle.jsonl", 8, 5, open), ("bundle-1.jsonl", 7, 4, open), ("bundle-erased.jsonl", 13, 10, "")];
     for (name, end, entries, open) in bundles {
-        let (output, said) = python(&vectors().join(name), Some(&vectors().join("checkpoint-5")));
+        let (output, verdict) = python(&vectors().join(name), Some(&vectors().join("checkpoint-5")));
         let range = format!("places 0 to before {end} of byok.example/acme/1");
         let expected = format!(
             "holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, {entries} entries, 3 values erased{open}\n"
         );
-        assert_eq!((output, said), (Some(0), expected));
+        assert_eq!((output, verdict), (Some(0), expected));
     }
 }
 
@@ -243,8 +243,8 @@ fn neither_verifier_accepts_a_bundle_that_omits_entries_of_its_range() {
         std::fs::write(&file, &text).unwrap();
         let report = verify_bundle(&mut text.as_bytes(), &trust, &mut |_| ()).unwrap();
         assert_eq!(report.is_clean(), what == "as it is", "{what}: {:?}", report.findings);
-        let (code, said) = python(&file, None);
-        assert_eq!(code, Some(i32::from(what != "as it is")), "{what}: {said}");
+        let (code, verdict) = python(&file, None);
+        assert_eq!(code, Some(i32::from(what != "as it is")), "{what}: {verdict}");
     }
 }
 
@@ -255,17 +255,17 @@ async fn a_bundle_needs_a_key_that_signed_it() {
     let without = sealed.byok(&["verify-bundle", bundle.to_str().unwrap()], &[]).await;
     assert_eq!(without.code, Some(2), "{}", without.text);
     let other = Sealed::start().await.public();
-    let said = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
-    said.finds("wrong-key", "size 12");
+    let verdict = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
+    verdict.finds("wrong-key", "size 12");
     // The Python verifier, with the same arguments.
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
     let mut python = tokio::process::Command::new(needed("BYOK_TEST_PYTHON"));
-    let said = Said::of(&python.arg(script).arg(&bundle).arg(&other).output().await.unwrap());
-    said.finds("wrong-key", "size 12");
+    let verdict = Verdict::of(&python.arg(script).arg(&bundle).arg(&other).output().await.unwrap());
+    verdict.finds("wrong-key", "size 12");
     assert!(
-        said.text.contains(&sealed.public()["byok/primary/1+".len()..][..8]),
+        verdict.text.contains(&sealed.public()["byok/primary/1+".len()..][..8]),
         "it says whose it is: {}",
-        said.text
+        verdict.text
     );
 }
 
@@ -296,11 +296,11 @@ async fn a_pruned_range_holds_with_a_later_entry_and_its_hashes() {
         lines.splice(from..from + end as usize, [json!({ "pruned": { "count": end, "roots": roots } })]);
         let place = line_of(&lines, "end");
         lines[place]["end"]["entries"] = json!(13 - end);
-        for said in sealed.both(&written(&sealed, &lines), None).await {
+        for verdict in sealed.both(&written(&sealed, &lines), None).await {
             if named {
-                said.holds();
+                verdict.holds();
             } else {
-                said.finds("unmarked-prune", "place");
+                verdict.finds("unmarked-prune", "place");
             }
         }
     }
@@ -316,14 +316,14 @@ async fn what_cannot_be_read_is_said() {
     let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/key");
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/bundle.jsonl");
     assert_eq!(byok(&["verify-bundle", bundle, "--key", key]).await.0, Some(0));
-    for (arguments, said) in [
+    for (arguments, message) in [
         (vec!["verify-bundle", "not-there", "--key", key], "not-there: "),
         (vec!["verify-bundle", bundle, "--key", "no key"], "--key no key: "),
         (vec!["verify-bundle", bundle, "--key", key, "--checkpoint", bundle], "not a checkpoint"),
     ] {
         let (code, error) = byok(&arguments).await;
         assert_eq!(code, Some(1), "{error}");
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(message), "{error}");
     }
     // Both keys of a key rotation, as `byok audit key` prints them.
     let folder = tempfile::tempdir().unwrap();
@@ -337,9 +337,12 @@ async fn what_cannot_be_read_is_said() {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
     let arguments = ["audit", "verify-bundle", hostile.to_str().unwrap(), "--key", key];
     let output = command.args(arguments).env_clear().output().await.unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
+    let verdict = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(!said.contains(['\u{1b}', '\u{202e}']) && !said.contains("\n  holds  form\u{fffd}"), "{said:?}");
+    assert!(
+        !verdict.contains(['\u{1b}', '\u{202e}']) && !verdict.contains("\n  holds  form\u{fffd}"),
+        "{verdict:?}"
+    );
     for what in ["verify", "export"] {
         let (code, error) = byok(&[what]).await;
         assert_eq!(code, Some(3), "{error}");

@@ -41,13 +41,13 @@ impl Sealed {
     /// Exports everything that checkpoints cover, and asserts that both verifiers find the damage
     /// in the bundle too.
     async fn both_find(&self, name: &str, place: &str) {
-        let bundle = self.export(&[]).await.unwrap_or_else(|said| panic!("{}", said.text));
-        for said in self.both(&bundle, None).await {
-            said.finds(name, place);
+        let bundle = self.export(&[]).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
+        for verdict in self.both(&bundle, None).await {
+            verdict.finds(name, place);
         }
     }
 
-    async fn verify_against(&self, pinned: &Path) -> crate::support::sealed::Said {
+    async fn verify_against(&self, pinned: &Path) -> crate::support::sealed::Verdict {
         self.verify(&["--checkpoint", pinned.to_str().unwrap()]).await
     }
 }
@@ -58,10 +58,10 @@ async fn a_log_that_nobody_touched_holds() {
     let early = sealed.checkpoint_of(5).await;
     let late = sealed.checkpoint().await;
     for pinned in [&early, &late] {
-        let said = sealed.verify_against(pinned).await;
-        said.holds();
+        let verdict = sealed.verify_against(pinned).await;
+        verdict.holds();
         for claim in ["content", "personal", "order", "tree", "signed", "pinned", "deks"] {
-            assert!(said.text.contains(&format!("holds  {claim} ")), "{}", said.text);
+            assert!(verdict.text.contains(&format!("holds  {claim} ")), "{}", verdict.text);
         }
     }
     let unpinned = sealed.verify(&[]).await;
@@ -122,18 +122,18 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let erased = sealed.byok(&["erase", "--record", "record-3"], &url).await;
     erased.holds();
     assert!(erased.text.starts_with("erased from 1 entries and 1 rows of DEKs"), "{}", erased.text);
-    let said = sealed.verify(&[]).await;
-    said.holds();
-    assert!(said.text.contains("(1 of them erased)"), "{}", said.text);
+    let verdict = sealed.verify(&[]).await;
+    verdict.holds();
+    assert!(verdict.text.contains("(1 of them erased)"), "{}", verdict.text);
     // The entry that records the erasure is later than the last checkpoint.
     open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
     sealed.checkpoint().await;
-    for said in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
-        said.holds();
+    for verdict in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
+        verdict.holds();
         assert!(
-            said.text.contains("(1 of them erased)") || said.text.contains(", 1 values erased\n"),
+            verdict.text.contains("(1 of them erased)") || verdict.text.contains(", 1 values erased\n"),
             "{}",
-            said.text
+            verdict.text
         );
     }
     // An erasure of records does not account for users, or for anything that came after it.
@@ -148,9 +148,9 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     sealed.verify(&[]).await.finds("unmarked-erasure", &format!("place {last}: the user"));
     sealed.checkpoint().await;
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.finds("unmarked-erasure", &format!("place {last}: "));
-        assert_eq!(said.text.matches("unmarked-erasure: ").count(), 1, "only the last: {}", said.text);
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.finds("unmarked-erasure", &format!("place {last}: "));
+        assert_eq!(verdict.text.matches("unmarked-erasure: ").count(), 1, "only the last: {}", verdict.text);
     }
 }
 
@@ -160,8 +160,8 @@ async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
     ours.holds();
     assert!(ours.text.contains("open   personal") && ours.text.contains(count), "{}", ours.text);
     python.holds();
-    let said = ", 1 values erased (open: of 1 place(s) no entry that is shown says so)";
-    assert!(python.text.contains(said), "{}", python.text);
+    let finding = ", 1 values erased (open: of 1 place(s) no entry that is shown says so)";
+    assert!(python.text.contains(finding), "{}", python.text);
 }
 
 #[tokio::test]
@@ -169,8 +169,8 @@ async fn a_removed_entry_is_found() {
     let sealed = Sealed::sealed().await;
     sealed.damage("DELETE FROM np_byok_audit WHERE seq = 4").await;
     sealed.verify(&[]).await.finds("removed-entry", "place 4");
-    let said = sealed.export(&[]).await.unwrap_err();
-    assert!(said.text.contains("the entry at place 4 is missing"), "{}", said.text);
+    let verdict = sealed.export(&[]).await.unwrap_err();
+    assert!(verdict.text.contains("the entry at place 4 is missing"), "{}", verdict.text);
 }
 
 #[tokio::test]
@@ -203,11 +203,11 @@ async fn only_a_pinned_checkpoint_finds_a_tail_truncated_without_traces() {
     sealed.verify(&[]).await.holds();
     sealed.verify_against(&pinned).await.finds("truncated-tail", "the pinned checkpoint of size 12");
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.holds();
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.holds();
     }
-    for said in sealed.both(&bundle, Some(&pinned)).await {
-        said.finds("pinned-not-shown", "pinned size");
+    for verdict in sealed.both(&bundle, Some(&pinned)).await {
+        verdict.finds("pinned-not-shown", "pinned size");
     }
 }
 
@@ -224,11 +224,11 @@ async fn a_rewritten_history_under_a_stolen_key_needs_a_pinned_checkpoint() {
     sealed.verify(&[]).await.holds();
     sealed.verify_against(&pinned).await.finds("rewritten-history", "the pinned checkpoint of size 12");
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.holds();
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.holds();
     }
-    for said in sealed.both(&bundle, Some(&pinned)).await {
-        said.finds("rewritten-history", "pinned checkpoint");
+    for verdict in sealed.both(&bundle, Some(&pinned)).await {
+        verdict.finds("rewritten-history", "pinned checkpoint");
     }
 }
 
@@ -254,8 +254,8 @@ async fn a_forged_or_missing_checkpoint_is_found() {
     sealed.damage("DELETE FROM np_byok_checkpoints").await;
     sealed.verify(&[]).await.finds("missing-checkpoint", "nothing that was signed");
     sealed.verify_against(&pinned).await.finds("missing-checkpoint", "size 12 is not kept any more");
-    let said = sealed.export(&[]).await.unwrap_err();
-    assert!(said.text.contains("no checkpoint of this log is kept"), "{}", said.text);
+    let verdict = sealed.export(&[]).await.unwrap_err();
+    assert!(verdict.text.contains("no checkpoint of this log is kept"), "{}", verdict.text);
 }
 
 #[tokio::test]
@@ -299,9 +299,9 @@ async fn an_item_changed_inside_a_batch_is_found() {
     let last = "octet_length(items) - 33";
     let flip = format!("items = set_byte(items, {last}, get_byte(items, {last}) # 1)");
     sealed.damage(&format!("UPDATE np_byok_audit SET {flip} WHERE seq = 10")).await;
-    let said = sealed.verify(&[]).await;
-    said.finds("changed-field", "place 10: the entry, or one of its items");
-    said.finds("changed-field", "place 10: the record id of item 2");
+    let verdict = sealed.verify(&[]).await;
+    verdict.finds("changed-field", "place 10: the entry, or one of its items");
+    verdict.finds("changed-field", "place 10: the record id of item 2");
     sealed.both_find("changed-field", "place 10").await;
 }
 

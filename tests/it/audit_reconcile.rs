@@ -44,18 +44,18 @@ async fn byok(server: &TestServer, arguments: &[&str]) -> (Option<i32>, String) 
     let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
     command.args(arguments).env_clear().envs(server.environment.iter().map(|(name, value)| (name, value)));
     let output = command.output().await.expect("byok runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.code() != Some(0) {
-        println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{printed}{}", String::from_utf8_lossy(&output.stderr));
     }
-    (output.status.code(), said)
+    (output.status.code(), printed)
 }
 
 /// No margin for the clocks, since both are this machine's.
 async fn reconcile(server: &TestServer, file: &Path) -> (Option<i32>, Value) {
     let file = file.to_str().expect("a path");
-    let (code, said) = byok(server, &["audit", "reconcile", file, "--margin", "0", "--json"]).await;
-    (code, serde_json::from_str(&said).unwrap_or(Value::Null))
+    let (code, printed) = byok(server, &["audit", "reconcile", file, "--margin", "0", "--json"]).await;
+    (code, serde_json::from_str(&printed).unwrap_or(Value::Null))
 }
 
 async fn many(server: &TestServer, records: &[&str]) -> Vec<Value> {
@@ -264,8 +264,8 @@ async fn a_call_missing_from_their_log_is_named_with_its_entry() {
     // An export without calls of the named key cannot be compared.
     let file = device.file();
     let typo = ["audit", "reconcile", file.to_str().unwrap(), "--margin", "0", "--key", "typo"];
-    let (code, said) = byok(&server, &typo).await;
-    assert!(code == Some(1) && said.contains("calls of the keys   0"), "{said}");
+    let (code, printed) = byok(&server, &typo).await;
+    assert!(code == Some(1) && printed.contains("calls of the keys   0"), "{printed}");
 
     // A line that cannot be read is reported with its number, and the rest is read.
     let torn = format!("{}\n{{\"type\":\n{}\n", without[0], text);

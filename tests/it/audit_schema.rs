@@ -42,10 +42,13 @@ async fn is_not_looked_at(url: &str, why: &str) {
         &["prune", "--dry-run"],
     ] {
         let output = audit(arguments, url).await;
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {printed}");
         assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-        assert!(said.contains("the database was not read") && said.contains(why), "{arguments:?}: {said}");
+        assert!(
+            printed.contains("the database was not read") && printed.contains(why),
+            "{arguments:?}: {printed}"
+        );
     }
 }
 

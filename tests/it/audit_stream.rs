@@ -84,8 +84,8 @@ async fn every_entry_is_a_line_of_the_file_in_log_order() {
     let behind = r#"byok_audit_stream_behind{stream="file"}"#;
     // The stream's position is stored after the line is written.
     eventually("nothing is left", async || metric(&server, behind).await == Some(0)).await;
-    let said = server.doctor().await;
-    assert!(said.contains("ok    audit stream file: 0 entries behind the log"), "{said}");
+    let report = server.doctor().await;
+    assert!(report.contains("ok    audit stream file: 0 entries behind the log"), "{report}");
 }
 
 #[tokio::test]
@@ -132,8 +132,8 @@ async fn an_unreadable_entry_is_logged_and_the_stream_left_to_another() {
     sqlx::raw_sql(changed).execute(&server.database().await).await.unwrap();
     let failures = r#"byok_audit_stream_failures_total{stream="file"}"#;
     eventually("a failure", async || metric(&server, failures).await >= Some(1)).await;
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  audit stream file: it has failed since"), "{said}");
+    let report = server.doctor().await;
+    assert!(report.contains("FAIL  audit stream file: it has failed since"), "{report}");
     let leased = "SELECT leased_until > now() FROM np_byok_streams";
     let leased: bool = sqlx::query_scalar(leased).fetch_one(&server.database().await).await.unwrap();
     assert!(!leased);
@@ -203,8 +203,8 @@ async fn a_webhook_that_is_down_delays_no_call_and_catches_up() {
     eventually("a refusal", async || inbox.lock().unwrap().refused > 1).await;
     assert!(metric(&server, r#"byok_audit_stream_behind{stream="webhook"}"#).await >= Some(1));
     assert!(metric(&server, r#"byok_audit_stream_failures_total{stream="webhook"}"#).await >= Some(1));
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  audit stream webhook: it has failed since"), "{said}");
+    let report = server.doctor().await;
+    assert!(report.contains("FAIL  audit stream webhook: it has failed since"), "{report}");
     let (again, began) = (inbox.lock().unwrap().refused, Instant::now());
     server.encrypt("p", "meanwhile").await;
     // The call was answered while the webhook refuses, so it did not wait for the webhook.

@@ -22,7 +22,7 @@ const PREVIOUS_KEY_FILE: &str = "BYOK_AUDIT_PREVIOUS_SIGNING_KEY_FILE";
 
 /// The content of a checkpoint's note: origin, size and root.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(crate) struct Note {
     pub(crate) origin: String,
     pub(crate) size: u64,
     pub(crate) root: String,
@@ -30,7 +30,7 @@ pub(crate) struct Said {
 
 /// Parses a note by c2sp.org/tlog-checkpoint and c2sp.org/signed-note. Returns `None` unless this
 /// key has signed it.
-pub(crate) fn verified(note: &str, vkey: &str) -> Option<Said> {
+pub(crate) fn verified(note: &str, vkey: &str) -> Option<Note> {
     let (name, rest) = vkey.split_once('+')?;
     let (id, key) = rest.split_once('+')?;
     let key = STANDARD.decode(key).ok()?;
@@ -48,8 +48,8 @@ pub(crate) fn verified(note: &str, vkey: &str) -> Option<Said> {
     });
     let [origin, size, root] = body.lines().collect::<Vec<_>>().try_into().ok()?;
     assert_eq!(origin, name);
-    let said = Said { origin: origin.to_owned(), size: size.parse().unwrap(), root: root.to_owned() };
-    signed.then_some(said)
+    let parsed = Note { origin: origin.to_owned(), size: size.parse().unwrap(), root: root.to_owned() };
+    signed.then_some(parsed)
 }
 
 /// Runs the binary with these variables and no others.
@@ -121,17 +121,20 @@ async fn a_checkpoint_of_the_tree_verifies_with_the_printed_key() {
     let mut before = first.size;
     for n in 0..5 {
         server.encrypt("p", &format!("r-{n}")).await;
-        let said = verified(&note(&server).await, vkey).unwrap();
-        assert_eq!((said.size, said.root.clone()), tree(&server).await);
-        assert!(said.size > before, "the entry that was answered for is in it");
-        before = said.size;
+        let parsed = verified(&note(&server).await, vkey).unwrap();
+        assert_eq!((parsed.size, parsed.root.clone()), tree(&server).await);
+        assert!(parsed.size > before, "the entry that was answered for is in it");
+        before = parsed.size;
     }
     let query = "{ byokAuditCheckpoint { note origin size root keys } }";
     let shown = server.graphql(&server.jwt("admin", "a"), query, json!({})).await;
     let shown = &shown["data"]["byokAuditCheckpoint"];
-    let said = verified(shown["note"].as_str().unwrap(), vkey).unwrap();
-    assert_eq!((shown["origin"].as_str(), shown["root"].as_str()), (Some(&*said.origin), Some(&*said.root)));
-    assert_eq!((&shown["size"], &shown["keys"]), (&json!(said.size), &json!([vkey])));
+    let parsed = verified(shown["note"].as_str().unwrap(), vkey).unwrap();
+    assert_eq!(
+        (shown["origin"].as_str(), shown["root"].as_str()),
+        (Some(&*parsed.origin), Some(&*parsed.root))
+    );
+    assert_eq!((&shown["size"], &shown["keys"]), (&json!(parsed.size), &json!([vkey])));
     let keys = server.get("/byok/audit/keys").await;
     assert_eq!(keys.body, json!(format!("{vkey}\n")));
     assert!(server.doctor().await.contains("ok    audit log: it contains all that is known to be published"));
@@ -273,6 +276,6 @@ async fn keys_are_printed_without_a_database_and_while_it_is_down() {
     let nowhere = ("DATABASE_URL".to_owned(), "postgres://nobody@127.0.0.1:9/nothing".to_owned());
     let unreachable = byok(&[key, nowhere], &["audit", "key"]).await;
     assert_eq!((unreachable.status.code(), &*unreachable.stdout), (Some(0), printed.as_bytes()));
-    let said = String::from_utf8(unreachable.stderr).unwrap();
-    assert!(said.starts_with("only the key of log 1 is printed"), "{said}");
+    let message = String::from_utf8(unreachable.stderr).unwrap();
+    assert!(message.starts_with("only the key of log 1 is printed"), "{message}");
 }

@@ -152,7 +152,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     let (store, tenant) = bench.store().await;
     let ended = store.log_head(tenant).await.unwrap().unwrap();
 
-    let said = bench.restored(&["--by", "the-operator"]).await;
+    let report = bench.restored(&["--by", "the-operator"]).await;
     let [_, size, root] = last.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
     let (ended_size, ended_root) = (ended.frontier.size(), ended.frontier.root());
     let ended_said = format!("byok/primary/1 {ended_size} {ended_root}");
@@ -162,7 +162,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
         format!("lost    {lost_said}"),
         "opened  byok/primary/2".to_owned(),
     ];
-    assert_eq!(said, expected);
+    assert_eq!(report, expected);
     assert!(ended_size < size_of(&last));
 
     // The running server resumes by itself.
@@ -294,44 +294,44 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
         path.display().to_string()
     };
     let (early, last) = (file("early", &early), file("last", &last));
-    let said = async |arguments: &[&str]| {
+    let run_audit = async |arguments: &[&str]| {
         let (code, text) = code_and_text(&bench.server.environment, &[&["audit"], arguments].concat()).await;
         (code.unwrap(), text)
     };
     let of_it = ["verify", "--log", "1", "--key", key];
 
-    let (code, text) = said(&[&of_it[..], &["--checkpoint", &early]].concat()).await;
+    let (code, text) = run_audit(&[&of_it[..], &["--checkpoint", &early]].concat()).await;
     assert!(code == 0 && text.starts_with("log byok/primary/1, which has ended: "), "{text}");
     for claim in ["holds  tree ", "holds  signed ", "holds  pinned ", "open   deks "] {
         assert!(text.contains(claim), "no {claim}in {text}");
     }
-    let (code, text) = said(&[&of_it[..], &["--checkpoint", &last]].concat()).await;
+    let (code, text) = run_audit(&[&of_it[..], &["--checkpoint", &last]].concat()).await;
     assert!(code == 1 && text.contains("\ntruncated-tail: "), "{text}");
-    let (code, text) = said(&["verify", "--log", "3"]).await;
+    let (code, text) = run_audit(&["verify", "--log", "3"]).await;
     assert!(code == 1 && text.contains("there is no log 3"), "{text}");
-    assert_eq!(said(&["verify", "--log", "2"]).await.0, 0, "the current one");
+    assert_eq!(run_audit(&["verify", "--log", "2"]).await.0, 0, "the current one");
 
     let bundle = bench.folder.path().join("bundle").display().to_string();
-    let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
+    let (code, text) = run_audit(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
     assert_eq!(code, 0, "{text}");
     let of_bundle = ["verify-bundle", &*bundle, "--key", key, "--checkpoint", &early];
-    let (code, text) = said(&of_bundle).await;
+    let (code, text) = run_audit(&of_bundle).await;
     assert!(code == 0 && text.starts_with("log byok/primary/1: "), "{text}");
 
     // Later entries about the ended log count: the record of an erasure is in the current log.
     let erased = printed(&bench.server.environment, &["audit", "erase", "--record", "r-0"]).await;
     assert!(erased.starts_with("erased from 1 entries"), "{erased}");
-    let (code, text) = said(&of_it).await;
+    let (code, text) = run_audit(&of_it).await;
     assert!(code == 0 && text.contains("(1 of them erased)"), "{text}");
     // A bundle of the ended log cannot contain it, so the verifiers leave it open and report no
     // finding.
     let bundle = bench.folder.path().join("later").display().to_string();
-    let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
+    let (code, text) = run_audit(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
     assert_eq!(code, 0, "{text}");
-    let (code, text) = said(&["verify-bundle", &bundle, "--key", key]).await;
+    let (code, text) = run_audit(&["verify-bundle", &bundle, "--key", key]).await;
     assert!(code == 0 && text.contains("open   personal"), "{text}");
     bench.damage("UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL WHERE seq = 1").await;
-    let (code, text) = said(&of_it).await;
+    let (code, text) = run_audit(&of_it).await;
     assert!(code == 1 && text.contains("\nunmarked-erasure: place 1: the user "), "{text}");
 }
 
@@ -412,8 +412,8 @@ async fn a_history_that_was_rewritten_at_the_same_size_shows() {
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.server.start_again().await;
     assert!(bench.refused().await);
-    let said = bench.restored(&[]).await;
-    let (ended, lost) = (said[0].split(' ').rev().nth(1), said[1].split(' ').rev().nth(1));
+    let report = bench.restored(&[]).await;
+    let (ended, lost) = (report[0].split(' ').rev().nth(1), report[1].split(' ').rev().nth(1));
     assert_eq!(ended, lost, "of one size, with two roots");
 }
 
@@ -429,10 +429,10 @@ async fn a_rewritten_history_is_found_even_after_another_log_began() {
     bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
     bench.server.start_again().await;
     assert!(bench.refused().await);
-    let said = bench.restored(&[]).await;
+    let report = bench.restored(&[]).await;
     let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
     let lost = format!("lost    byok/primary/1 {size} {root}");
-    assert_eq!(said[1..], [lost, "opened  byok/primary/3".to_owned()]);
+    assert_eq!(report[1..], [lost, "opened  byok/primary/3".to_owned()]);
     eventually(async || !bench.refused().await).await;
     bench.published_in_log(3).await;
     bench.server.stop().await;
@@ -491,8 +491,8 @@ async fn no_log_is_opened_without_readable_destinations_or_loss_unless_forced() 
         String::from_utf8_lossy(&refused.stderr)
             .contains("the directory that checkpoints are published to cannot be read")
     );
-    let said = bench.restored(&["--anyway"]).await;
-    assert_eq!((said.len(), &*said[1]), (2, "opened  byok/primary/2"));
+    let report = bench.restored(&["--anyway"]).await;
+    assert_eq!((report.len(), &*report[1]), (2, "opened  byok/primary/2"));
     eventually(async || !bench.refused().await).await;
     eventually(async || note(&bench.server).await.starts_with("byok/primary/2\n")).await;
     let unknown = byok(&bench.server.environment, &["audit", "restored", "--tenant", "nobody"]).await;
@@ -515,8 +515,8 @@ async fn the_serving_role_cannot_open_a_log() {
     let refused = byok(&environment(&[]), &arguments).await;
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("only the tables' owner may"));
-    let said = printed(&environment(&[("BYOK_MIGRATION_DATABASE_URL", &owner)]), &arguments).await;
-    assert!(said.ends_with("opened  byok/primary/2\n"), "{said}");
+    let report = printed(&environment(&[("BYOK_MIGRATION_DATABASE_URL", &owner)]), &arguments).await;
+    assert!(report.ends_with("opened  byok/primary/2\n"), "{report}");
 }
 
 #[tokio::test]
@@ -624,9 +624,12 @@ async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
     assert!(bench.refused().await, "and it stays so");
     assert!(!bench.directory.join("byok%2Fprimary%2F2").exists(), "nothing was signed of it");
 
-    let said = bench.restored(&[]).await;
+    let report = bench.restored(&[]).await;
     let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
-    assert_eq!(said[1..], [format!("lost    byok/primary/1 {size} {root}"), "opened  byok/primary/3".into()]);
+    assert_eq!(
+        report[1..],
+        [format!("lost    byok/primary/1 {size} {root}"), "opened  byok/primary/3".into()]
+    );
     eventually(async || !bench.refused().await).await;
 }
 

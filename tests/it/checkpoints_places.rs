@@ -10,7 +10,7 @@ use byok::crypto::SecretText;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::checkpoints::{KEY_FILE, Said, eventually, made_key, note, verified, vkeys};
+use crate::checkpoints::{KEY_FILE, Note, eventually, made_key, note, verified, vkeys};
 use crate::kms_aws_moto::Moto;
 use crate::kms_aws_policy::printed;
 use crate::support::aws::{Cloud, Front};
@@ -103,17 +103,18 @@ async fn the_log_of_the_customers_kms_holds_our_root() {
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     let now = verified(&note(&server).await, vkey).unwrap();
     let wanted = format!("1 {} {}", now.size, now.root);
-    let said = || -> Vec<Value> {
+    let kms_contexts = || -> Vec<Value> {
         let contexts = front.calls().into_iter().map(|call| call.body["EncryptionContext"].clone());
         contexts.filter(|context| context["byok:purpose"] == "checkpoint").collect()
     };
-    eventually(async || said().iter().any(|context| context["byok:checkpoint"] == wanted.as_str())).await;
+    eventually(async || kms_contexts().iter().any(|context| context["byok:checkpoint"] == wanted.as_str()))
+        .await;
     eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"kms\"} 0").await).await;
     // As long as the log does not grow, nothing is published again, and no call is paid for.
-    let calls = said().len();
+    let calls = kms_contexts().len();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert_eq!(said().len(), calls);
-    assert!(said().iter().all(|context| context["byok:tenant"].is_string()), "{:?}", said());
+    assert_eq!(kms_contexts().len(), calls);
+    assert!(kms_contexts().iter().all(|context| context["byok:tenant"].is_string()), "{:?}", kms_contexts());
 }
 
 #[tokio::test]
@@ -133,11 +134,11 @@ async fn a_webhook_gets_checkpoints_signed_each_under_its_own_id() {
     assert_eq!(came[0].id, came[1].id, "the same again after a failure");
     assert_ne!(came[1].id, came[2].id);
     let body: Value = serde_json::from_slice(&came[2].body).unwrap();
-    let said = verified(body["data"]["note"].as_str().unwrap(), vkey).unwrap();
+    let parsed = verified(body["data"]["note"].as_str().unwrap(), vkey).unwrap();
     assert_eq!(body["type"], "checkpoint");
     assert_eq!(
         body["data"],
-        json!({ "tenant": "primary", "origin": "byok/primary/1", "size": said.size, "root": said.root,
+        json!({ "tenant": "primary", "origin": "byok/primary/1", "size": parsed.size, "root": parsed.root,
             "note": body["data"]["note"] })
     );
     assert!(!server.logged().contains("CANARY"), "of what the receiver says nothing is read");
@@ -220,7 +221,7 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     server.encrypt("p", "r-1").await;
     let now = note(&server).await;
-    let Said { size, .. } = verified(&now, vkey).unwrap();
+    let Note { size, .. } = verified(&now, vkey).unwrap();
     let object = format!("{bucket}/byok/eu/byok%252Fprimary%252F1/{size:020}.note");
     let asked = |method: Method, url: &str| http().request(method, url).header("authorization", SOMEBODY);
     let get = async |url: &str| asked(Method::GET, url).send().await.unwrap().text().await.unwrap();

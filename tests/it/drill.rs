@@ -70,9 +70,9 @@ async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
         }
     }
     let output = child.wait_with_output().await.unwrap();
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.starts_with("passed: first refusal after "), "{said}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.starts_with("passed: first refusal after "), "{printed}");
     let report = report(folder.path());
     assert_eq!((&report["verdict"], &report["plaintexts_after_bound"]), (&json!("passed"), &json!(0)));
     assert_eq!(report["key_version"], format!("{}/1", server.key.name));
@@ -90,7 +90,7 @@ async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
     let written = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
     assert!(!written.contains(&token));
     assert!(is_signed(folder.path()));
-    assert!(said.contains(&std::fs::read_to_string(folder.path().join("drill.pem.pub")).unwrap()));
+    assert!(printed.contains(&std::fs::read_to_string(folder.path().join("drill.pem.pub")).unwrap()));
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::metadata(folder.path().join("drill.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);

@@ -270,10 +270,13 @@ async fn the_command_line_asks_a_running_server() {
     let port = server.base.rsplit_once(':').unwrap().1.to_owned();
     // In a container, the server listens on all addresses.
     let everywhere = format!("0.0.0.0:{port}");
-    let (code, said, _) = byok_health(&[], &everywhere).await;
-    assert!(code == Some(0) && said.starts_with("OK, ") && said.ends_with(" migrations applied"), "{said}");
-    let (code, said, _) = byok_health(&["--json", "--url", &server.base], "not an address").await;
-    let answer: Value = serde_json::from_str(&said).unwrap();
+    let (code, report, _) = byok_health(&[], &everywhere).await;
+    assert!(
+        code == Some(0) && report.starts_with("OK, ") && report.ends_with(" migrations applied"),
+        "{report}"
+    );
+    let (code, report, _) = byok_health(&["--json", "--url", &server.base], "not an address").await;
+    let answer: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((code, &answer["status"]), (Some(0), &json!("OK")), "the URL goes before BYOK_LISTEN");
     assert_eq!(byok_health(&[], "not an address").await.0, Some(3));
 
@@ -281,15 +284,15 @@ async fn the_command_line_asks_a_running_server() {
     let token_file = folder.path().join("token");
     std::fs::write(&token_file, server.jwt("admin", "a")).unwrap();
     let asking = ["--key", "--token-file", token_file.to_str().unwrap()];
-    let (code, said, _) = byok_health(&asking, &everywhere).await;
-    assert!(code == Some(0) && said.contains(&format!("key version {}/1", server.key.name)), "{said}");
+    let (code, report, _) = byok_health(&asking, &everywhere).await;
+    assert!(code == Some(0) && report.contains(&format!("key version {}/1", server.key.name)), "{report}");
     server.encrypt("p", "r").await;
     server.key.revoke_token().await;
     until(&server, "/byok/health", |status, _| status == 503).await;
-    let (code, said, complained) = byok_health(&["--key"], &everywhere).await;
-    assert!((code, said.as_str()) == (Some(1), "") && complained.contains("REVOKED"), "{complained}");
-    let (code, said, _) = byok_health(&["--key", "--json"], &everywhere).await;
-    assert!(code == Some(1) && said.contains("KMS_ACCESS_DENIED"), "{said}");
+    let (code, report, complained) = byok_health(&["--key"], &everywhere).await;
+    assert!((code, report.as_str()) == (Some(1), "") && complained.contains("REVOKED"), "{complained}");
+    let (code, report, _) = byok_health(&["--key", "--json"], &everywhere).await;
+    assert!(code == Some(1) && report.contains("KMS_ACCESS_DENIED"), "{report}");
     assert_eq!(byok_health(&[], &everywhere).await.0, Some(0), "the server itself is well");
 
     assert_eq!(server.stop().await, Some(0));

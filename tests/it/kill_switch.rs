@@ -50,9 +50,9 @@ async fn what_is_hot_is_dark_in_time_and_returns_by_itself() {
     let entries = server.get("/byok/audit?operation=incident").await.body["entries"].clone();
     let outcomes: Vec<&Value> = entries.as_array().unwrap().iter().map(|entry| &entry["outcome"]).collect();
     assert_eq!(outcomes.len(), 2, "{entries}");
-    let said = |message: &str| server.logged().matches(message).count();
-    assert_eq!(said("a key was turned off: what it protects cannot be read"), 1);
-    assert_eq!(said("a key may be used again"), 1);
+    let times_logged = |message: &str| server.logged().matches(message).count();
+    assert_eq!(times_logged("a key was turned off: what it protects cannot be read"), 1);
+    assert_eq!(times_logged("a key may be used again"), 1);
 }
 
 /// Asserts that this way to turn a key off stops decrypts of a record in memory.

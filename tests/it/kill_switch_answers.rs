@@ -250,6 +250,6 @@ async fn a_large_answer_to_a_slow_reader_ends_at_the_bound() {
     );
     http1.ended_in_time(off);
     http2.ended_in_time(off);
-    let said = "an answer was broken off: the key was not shown to work any more while it left";
-    assert_eq!(server.logged().matches(said).count(), 2);
+    let message = "an answer was broken off: the key was not shown to work any more while it left";
+    assert_eq!(server.logged().matches(message).count(), 2);
 }

@@ -112,8 +112,9 @@ async fn none_answers_past_the_bound(fault: Fault) {
     }
     assert_eq!(incidents(&database).await, pairs(&[("active", "revoked"), ("revoked", "active")]));
     let all = [&well, &no_database, &no_kms, &*stopped, &bounced];
-    let said: usize = all.iter().map(|server| server.logged().matches("a key was turned off").count()).sum();
-    assert_eq!(said, 1, "who turned it says so, and nobody else");
+    let times_logged: usize =
+        all.iter().map(|server| server.logged().matches("a key was turned off").count()).sum();
+    assert_eq!(times_logged, 1, "who turned it says so, and nobody else");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,10 +37,10 @@ async fn doctor(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> String {
         .output()
         .await
         .expect("byok runs");
-    let said =
+    let report =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains(&key.user.secret), "{said}");
-    said
+    assert!(!report.contains(&key.user.secret), "{report}");
+    report
 }
 
 fn path(path: &Path) -> &str {
@@ -57,8 +57,8 @@ async fn a_profile_is_found() {
     );
     std::fs::write(file.path(), profile).expect("it is written");
     let variables = [("AWS_SHARED_CREDENTIALS_FILE", path(file.path())), ("AWS_PROFILE", "customers")];
-    let said = doctor(&key, &key.cloud().address, &variables).await;
-    assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
+    let report = doctor(&key, &key.cloud().address, &variables).await;
+    assert!(report.contains("a DEK was wrapped and unwrapped"), "{report}");
 }
 
 /// The profile `customers`, which assumes the role with this external id at this STS.
@@ -78,11 +78,11 @@ async fn a_profiles_role_is_taken_and_refusals_are_told_from_outages() {
     let key = Cloud::shared().key().await;
     let role = key.role("byok-7f3a").await;
     let endpoint = format!("endpoint_url = {}\n", key.cloud().address);
-    for (id, said) in [("byok-7f3a", "a DEK was wrapped and unwrapped"), ("another", "AccessDenied")] {
+    for (id, expected) in [("byok-7f3a", "a DEK was wrapped and unwrapped"), ("another", "AccessDenied")] {
         let file = profile_with_role(&key, &role.arn, id, &endpoint);
         let variables = [("AWS_CONFIG_FILE", path(file.path())), ("AWS_PROFILE", "customers")];
         let doctor = doctor(&key, &key.cloud().address, &variables).await;
-        assert!(doctor.contains(said), "{doctor}");
+        assert!(doctor.contains(expected), "{doctor}");
     }
 }
 
@@ -98,9 +98,9 @@ async fn no_sdk_variable_redirects_a_profiles_role_to_another_sts() {
             ("AWS_PROFILE", "customers"),
             (variable, &elsewhere.address),
         ];
-        let said = doctor(&key, &key.cloud().address, &variables).await;
-        assert!(elsewhere.seen().is_empty(), "{variable}: {said}");
-        assert!(said.contains(variable), "{said}");
+        let report = doctor(&key, &key.cloud().address, &variables).await;
+        assert!(elsewhere.seen().is_empty(), "{variable}: {report}");
+        assert!(report.contains(variable), "{report}");
     }
 }
 
@@ -195,17 +195,18 @@ async fn a_containers_credentials_are_found() {
     })
     .await;
     let endpoint = format!("{}/credentials", stub.address);
-    let said = doctor(&key, &key.cloud().address, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)]).await;
+    let report =
+        doctor(&key, &key.cloud().address, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)]).await;
     // The SDK requires a session token; fakecloud ignores it.
-    assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
+    assert!(report.contains("a DEK was wrapped and unwrapped"), "{report}");
     assert_eq!(stub.seen().len(), 1);
 }
 
 #[tokio::test]
 async fn no_credentials_anywhere_are_an_error_of_ours_and_no_refusal() {
     let key = Cloud::shared().key().await;
-    let said = doctor(&key, &key.cloud().address, &[]).await;
-    assert!(said.contains("key: our credential: Misconfigured"), "{said}");
+    let report = doctor(&key, &key.cloud().address, &[]).await;
+    assert!(report.contains("key: our credential: Misconfigured"), "{report}");
 }
 
 #[tokio::test]
@@ -221,10 +222,10 @@ async fn https_is_trusted_by_the_systems_certificates_and_no_others() {
         let variables: Vec<_> = credentials.into_iter().chain([("SSL_CERT_FILE", path(&file))]).collect();
         doctor(&key, &relay.url, &variables).await
     };
-    let said = with(&ours).await;
-    assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
-    let said = with(&other).await;
-    assert!(said.contains("key: making a DEK: Unreachable"), "{said}");
+    let report = with(&ours).await;
+    assert!(report.contains("a DEK was wrapped and unwrapped"), "{report}");
+    let report = with(&other).await;
+    assert!(report.contains("key: making a DEK: Unreachable"), "{report}");
 }
 
 /// A relay that speaks TLS to us, and plain HTTP to the server.

@@ -286,15 +286,15 @@ async fn azures_words_and_our_secrets_stay_out_of_errors_and_logs() {
     let azure = Azure::start().await;
     let dek = Dek::generate();
     let mut errors = String::new();
-    let said = json!({ "error": { "code": "Forbidden", "message": "canary said", "innererror": { "code": "canary" } } });
+    let key_error = json!({ "error": { "code": "Forbidden", "message": "canary said", "innererror": { "code": "canary" } } });
     let oauth = json!({ "error": "invalid_client", "error_description": "canary said", "error_codes": [1] });
     for (target, status, body) in [
-        ("vault", 400, &said),
-        ("vault", 401, &said),
-        ("vault", 403, &said),
-        ("vault", 404, &said),
-        ("vault", 409, &said),
-        ("vault", 500, &said),
+        ("vault", 400, &key_error),
+        ("vault", 401, &key_error),
+        ("vault", 403, &key_error),
+        ("vault", 404, &key_error),
+        ("vault", 409, &key_error),
+        ("vault", 500, &key_error),
         ("authority", 400, &oauth),
         ("authority", 401, &oauth),
         ("authority", 500, &oauth),

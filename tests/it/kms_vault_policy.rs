@@ -86,7 +86,7 @@ async fn it_keeps_a_token_alive_that_lacks_the_policy_default() {
 #[tokio::test]
 async fn with_optional_rights_doctor_says_how_a_key_was_made() {
     let transit = Vault::shared().transit().await;
-    for (key, made, said) in [
+    for (key, made, wanted) in [
         ("weak", json!({ "type": "aes128-gcm96" }), "weaker than the DEKs"),
         ("bound", json!({ "derived": true }), "`derived=true`"),
         ("lent", json!({ "exportable": true }), "take it out of Vault"),
@@ -103,9 +103,9 @@ async fn with_optional_rights_doctor_says_how_a_key_was_made() {
         let token = transit.vault.token(&[&name], json!({ "no_default_policy": true })).await;
         let kms = transit.kms_with(&token, |settings| settings.key = key.to_owned());
         let found: Vec<_> = kms.exposure().await.iter().map(|exposure| exposure.what).collect();
-        match said {
+        match wanted {
             "" => assert!(found.is_empty(), "{found:?}"),
-            said => assert!(matches!(found[..], [what] if what.contains(said)), "{found:?}"),
+            wanted => assert!(matches!(found[..], [what] if what.contains(wanted)), "{found:?}"),
         }
         let without = transit.vault.token(&[&transit.policy], json!({})).await;
         let kms = transit.kms_with(&without, |settings| settings.key = key.to_owned());

@@ -218,8 +218,8 @@ async fn past_the_kms_budget_cold_decrypts_wait_and_hot_ones_continue() {
         "OK",
         "the key is well: a probe goes through"
     );
-    let said = server.logged().matches("BYOK_KMS_CALLS_PER_MINUTE").count();
-    assert!((1..=3).contains(&said), "said {said} times, and not for each call");
+    let times_logged = server.logged().matches("BYOK_KMS_CALLS_PER_MINUTE").count();
+    assert!((1..=3).contains(&times_logged), "logged {times_logged} times, and not for each call");
 }
 
 /// Of a batch of twenty, ten are sent and the others are refused; then only probes are sent. A

@@ -198,11 +198,11 @@ async fn a_connection_that_never_says_what_it_wants_is_closed() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let server = TestServer::start().await;
     let address = server.base.strip_prefix("http://").unwrap().to_owned();
-    for said in ["", "PRI * HT", "GET / HT"] {
+    for sent in ["", "PRI * HT", "GET / HT"] {
         let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-        stream.write_all(said.as_bytes()).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
         let ended = tokio::time::timeout(Duration::from_secs(15), stream.read_to_end(&mut Vec::new())).await;
-        assert!(ended.is_ok(), "still open after {said:?}");
+        assert!(ended.is_ok(), "still open after {sent:?}");
     }
 }
 

@@ -30,9 +30,9 @@ struct Server {
 
 impl Server {
     async fn start(folder: &Path) -> Self {
-        let (child, said) = dev(folder).await;
-        let listen = said[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
-        let token = said.iter().find_map(|line| line.strip_prefix("ADMIN_TOKEN: ")).unwrap();
+        let (child, report) = dev(folder).await;
+        let listen = report[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
+        let token = report.iter().find_map(|line| line.strip_prefix("ADMIN_TOKEN: ")).unwrap();
         Self { _child: child, base: format!("http://{listen}"), token: token.to_owned() }
     }
 

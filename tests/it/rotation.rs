@@ -146,12 +146,12 @@ async fn the_command_line_rotates_and_says_how_far_it_is() {
             .unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (code, said) = run(&["--dry-run"]).await;
+    let (code, report) = run(&["--dry-run"]).await;
     assert_eq!(code, Some(0));
-    assert!(said.contains("would re-wrap 20 DEKs"), "{said}");
-    let (code, said) = run(&[]).await;
+    assert!(report.contains("would re-wrap 20 DEKs"), "{report}");
+    let (code, report) = run(&[]).await;
     assert_eq!(code, Some(0));
-    assert!(said.contains("0 failed"), "{said}");
+    assert!(report.contains("0 failed"), "{report}");
     assert_eq!(versions(&server).await, [("2".to_owned(), 20)]);
 }
 

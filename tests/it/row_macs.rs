@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::azure::Azure;
 use crate::support::postgres::execute;
-use crate::support::sealed::Said;
+use crate::support::sealed::Verdict;
 use crate::support::server::{Answer, TestServer};
 
 const SETTLE: &str = "BYOK_ROW_MAC_SETTLE_SECONDS";
@@ -73,14 +73,14 @@ async fn edit(server: &TestServer, sql: &str) {
 }
 
 /// Runs `byok …` in the server's environment with more variables.
-async fn byok(server: &TestServer, arguments: &[&str], more: &[(&str, &str)]) -> Said {
+async fn byok(server: &TestServer, arguments: &[&str], more: &[(&str, &str)]) -> Verdict {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
     command.args(arguments).env_clear();
     command.envs(server.environment.iter().map(|(name, value)| (name, value))).envs(more.iter().copied());
-    Said::of(&command.output().await.expect("byok runs"))
+    Verdict::of(&command.output().await.expect("byok runs"))
 }
 
-async fn verify(server: &TestServer) -> Said {
+async fn verify(server: &TestServer) -> Verdict {
     byok(server, &["audit", "verify"], &[]).await
 }
 
@@ -125,8 +125,8 @@ async fn an_attackers_dek_under_azures_public_key_encrypts_nothing() {
         })
         .await;
         refused(&server.decrypt(&token, &record).await, "DECRYPT_FAILED");
-        let said = verify(&server).await;
-        said.finds("dek-wrapped", &id.to_string());
+        let verdict = verify(&server).await;
+        verdict.finds("dek-wrapped", &id.to_string());
         assert_eq!(
             number(&database, &format!("np_byok_wrapped_deks WHERE record_id = '{record}'")).await,
             1,
@@ -205,8 +205,8 @@ async fn under_azures_rsa_key_nothing_is_encrypted_without_the_secret() {
         assert_eq!(answer.status, 503);
     }
     assert_eq!(server.decrypt(&token, "record-1").await.body["plaintext"], "before");
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  rows: under an RSA key anybody can wrap a DEK"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("FAIL  rows: under an RSA key anybody can wrap a DEK"), "{verdict}");
 
     // It is not re-wrapped either, since the log would then confirm it.
     edit(&server, "UPDATE np_byok_wrapped_deks SET mac = NULL, record_mac = NULL").await;
@@ -232,11 +232,11 @@ async fn an_edit_that_keeps_the_key_version_is_refused_and_found() {
     .await;
     refused(&server.decrypt(&one, "r-1").await, "DECRYPT_FAILED");
     refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
-    let said = verify(&server).await;
-    said.finds("dek-mac", "DEK ");
-    said.finds("dek-wrapped", "DEK ");
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  rows: 1 have wrong MACs"), "{said}");
+    let verdict = verify(&server).await;
+    verdict.finds("dek-mac", "DEK ");
+    verdict.finds("dek-wrapped", "DEK ");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("FAIL  rows: 1 have wrong MACs"), "{verdict}");
     assert_eq!(encrypt(&server, "r-2").await.status, 200, "the other one is as it was");
 }
 
@@ -278,8 +278,8 @@ async fn a_missing_mac_is_noticed_once_all_rows_were_sealed() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 1);
     verify(&server).await.finds("dek-unsealed", "DEK ");
-    let said = server.doctor().await;
-    assert!(said.contains("warn  rows: 1 have no MAC"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("warn  rows: 1 have no MAC"), "{verdict}");
 }
 
 #[tokio::test]
@@ -351,8 +351,8 @@ async fn a_release_without_macs_may_write_until_all_rows_are_sealed() {
     })
     .await;
     set(&mut before, KEY, None);
-    let said = before.doctor().await;
-    assert!(said.contains("FAIL  rows: all rows are sealed"), "{said}");
+    let verdict = before.doctor().await;
+    assert!(verdict.contains("FAIL  rows: all rows are sealed"), "{verdict}");
     assert_eq!(before.decrypt(&token, "r-1").await.body["plaintext"], "one");
     after.stop().await;
     after.start_again().await;
@@ -436,8 +436,11 @@ async fn where_macs_are_required_a_row_without_one_is_refused() {
     let token = server.encrypt("one", "r-1").await;
     server.encrypt("two", "r-2").await;
     sealing_has_ended(&server.database().await).await;
-    let said = server.doctor().await;
-    assert!(said.contains("warn  rows: all are sealed") && said.contains("BYOK_ROW_MACS_REQUIRED"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(
+        verdict.contains("warn  rows: all are sealed") && verdict.contains("BYOK_ROW_MACS_REQUIRED"),
+        "{verdict}"
+    );
     server.stop().await;
     plant_without_a_mac(&server).await;
     set(&mut server, "BYOK_ROW_MACS_REQUIRED", Some("true"));
@@ -446,8 +449,8 @@ async fn where_macs_are_required_a_row_without_one_is_refused() {
     refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
     assert_eq!(encrypt(&server, "r-2").await.status, 200);
     verify(&server).await.finds("dek-unsealed", "DEK ");
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  rows: 1 have no MAC, and are refused"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("FAIL  rows: 1 have no MAC, and are refused"), "{verdict}");
     tokio::time::sleep(Duration::from_secs(2)).await;
     let sealed = "np_byok_audit WHERE operation = 'seal'";
     assert_eq!(number(&server.database().await, sealed).await, 0, "what is not so is not logged");
@@ -482,8 +485,8 @@ async fn a_rotation_of_the_key_seals_what_it_re_wraps() {
     verify(&server).await.holds();
     edit(&server, "UPDATE np_byok_wrapped_deks SET record_id = 'r-2'").await;
     server.key.rotate().await;
-    let said = byok(&server, &["rotate"], &[]).await;
-    assert!(said.text.contains("1 failed"), "an edited row is not re-wrapped: {}", said.text);
+    let verdict = byok(&server, &["rotate"], &[]).await;
+    assert!(verdict.text.contains("1 failed"), "an edited row is not re-wrapped: {}", verdict.text);
 }
 
 #[tokio::test]
@@ -529,9 +532,9 @@ async fn a_lost_secret_is_repaired_by_reseal_once_the_log_holds() {
     refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
     edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '1' WHERE record_id = 'r-2'").await;
 
-    let said = byok(&server, &["audit", "reseal", "--by", "an operator"], &[]).await;
-    said.holds();
-    assert!(said.text.contains("2 rows sealed; 0 already had MACs"), "{}", said.text);
+    let verdict = byok(&server, &["audit", "reseal", "--by", "an operator"], &[]).await;
+    verdict.holds();
+    assert!(verdict.text.contains("2 rows sealed; 0 already had MACs"), "{}", verdict.text);
     assert_eq!(server.decrypt(&token, "r-1").await.body["plaintext"], "one");
     let entries = server.get("/byok/audit?operation=seal").await.body;
     assert_eq!(entries["entries"][0]["user"], "an operator", "{entries}");

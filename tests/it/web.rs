@@ -17,9 +17,9 @@ async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) ->
         .output()
         .await
         .expect("node runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{script}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    said
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{script}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+    printed
 }
 
 /// Values of our own scalars are checked only by the script's rules, which the schema language
@@ -29,8 +29,8 @@ async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) ->
 #[tokio::test]
 async fn ten_thousand_documents_are_judged_as_by_graphql_js() {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema.graphql").display().to_string();
-    let said = node("validation.mjs", &[&schema, "1", "10000"], &[]).await;
-    let judged: Vec<(String, Option<String>)> = serde_json::from_str(&said).unwrap();
+    let printed = node("validation.mjs", &[&schema, "1", "10000"], &[]).await;
+    let judged: Vec<(String, Option<String>)> = serde_json::from_str(&printed).unwrap();
     let ours = byok::graphql::are_valid(judged.iter().map(|(text, _)| text.as_str()), 10_000, 16 << 20);
     assert_eq!(ours.len(), 10_000);
     let mut differing: Vec<_> =

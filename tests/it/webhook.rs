@@ -476,10 +476,10 @@ async fn a_secret_of_another_form_is_refused_at_the_start() {
         (vec![(SECRET_VARIABLE, SECRET)], URL),
         (vec![(URL, "http://example.com/CANARY"), (SECRET_VARIABLE, SECRET)], URL),
     ] {
-        let (code, said) = start(&webhook).await;
-        assert_eq!(code, Some(3), "{said}");
-        assert!(said.contains(&format!("  {variable}: ")), "{said}");
-        assert!(!said.contains("CANARY") && !said.contains("Q0FOQVJZ"), "{said}");
+        let (code, report) = start(&webhook).await;
+        assert_eq!(code, Some(3), "{report}");
+        assert!(report.contains(&format!("  {variable}: ")), "{report}");
+        assert!(!report.contains("CANARY") && !report.contains("Q0FOQVJZ"), "{report}");
     }
 }
 
@@ -496,13 +496,13 @@ async fn the_documented_receiver_accepts_real_deliveries_and_refuses_forged_ones
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(receiver.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(receiver.stdout.take().unwrap()).lines();
     let url = format!("http://127.0.0.1:{port}/incidents");
     eventually(async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
     let bench = Bench::with(&url, &[]).await;
     let incident = bench.revoke("1").await;
     bench.ended(&incident, 1, "announced").await;
-    assert_eq!(said.next_line().await.unwrap().as_deref(), Some("primary byok/1 active -> revoked"));
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("primary byok/1 active -> revoked"));
 
     let forged = |signature: &str| {
         let request = http().post(&url).header("webhook-id", "x").header("webhook-signature", signature);

@@ -28,12 +28,12 @@ pub(crate) struct Sealed {
 }
 
 /// The exit code and output of a verifier.
-pub(crate) struct Said {
+pub(crate) struct Verdict {
     pub(crate) code: Option<i32>,
     pub(crate) text: String,
 }
 
-impl Said {
+impl Verdict {
     pub(crate) fn of(output: &Output) -> Self {
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         Self { code: output.status.code(), text: String::from_utf8(text).expect("UTF-8") }
@@ -132,31 +132,36 @@ impl Sealed {
     }
 
     /// Runs `byok audit …` in an empty environment with these variables.
-    pub(crate) async fn byok(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+    pub(crate) async fn byok(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Verdict {
         let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
         command.arg("audit").args(arguments).env_clear().envs(variables.iter().copied());
-        Said::of(&command.output().await.expect("byok runs"))
+        Verdict::of(&command.output().await.expect("byok runs"))
     }
 
     /// Runs `byok audit verify` with the key and more arguments.
-    pub(crate) async fn verify(&self, more: &[&str]) -> Said {
+    pub(crate) async fn verify(&self, more: &[&str]) -> Verdict {
         let key = self.public();
         let arguments = [&["verify", "--key", key.as_str()], more].concat();
         self.byok(&arguments, &[("DATABASE_URL", &self.server.database_url)]).await
     }
 
     /// Exports a bundle and returns its file, or the output if there is none.
-    pub(crate) async fn export(&self, more: &[&str]) -> Result<PathBuf, Said> {
+    pub(crate) async fn export(&self, more: &[&str]) -> Result<PathBuf, Verdict> {
         let path = self.folder.path().join(format!("{}.jsonl", uuid::Uuid::now_v7().simple()));
         let key = self.public();
         let to = ["export", "--key", key.as_str(), "--out", path.to_str().expect("UTF-8")];
-        let said = self.byok(&[&to[..], more].concat(), &[("DATABASE_URL", &self.server.database_url)]).await;
-        if said.code == Some(0) { Ok(path) } else { Err(said) }
+        let verdict =
+            self.byok(&[&to[..], more].concat(), &[("DATABASE_URL", &self.server.database_url)]).await;
+        if verdict.code == Some(0) { Ok(path) } else { Err(verdict) }
     }
 
     /// The output of both verifiers about a bundle, ours and the one in `docs/`, with the key and a
     /// pinned checkpoint.
-    pub(crate) async fn both(&self, bundle: &std::path::Path, pinned: Option<&std::path::Path>) -> [Said; 2] {
+    pub(crate) async fn both(
+        &self,
+        bundle: &std::path::Path,
+        pinned: Option<&std::path::Path>,
+    ) -> [Verdict; 2] {
         let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
         let (bundle, key, pinned) = (text(bundle), self.public(), pinned.map(text));
         let mut arguments = vec!["verify-bundle", bundle.as_str(), "--key", &key];
@@ -167,6 +172,6 @@ impl Sealed {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
         let mut python = Command::new(needed("BYOK_TEST_PYTHON"));
         python.arg(script).args([&bundle, &key]).args(&pinned);
-        [ours, Said::of(&python.output().await.expect("Python runs"))]
+        [ours, Verdict::of(&python.output().await.expect("Python runs"))]
     }
 }
