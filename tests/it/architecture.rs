@@ -124,7 +124,7 @@ fn files_of_the_keyring_use_only_files_above_them() {
         .map(|line| quoted(line.split('|').nth(2).unwrap()).collect())
         .collect();
     let order = rows.concat();
-    let place_of = |file: &str| order.iter().position(|listed| *listed == file);
+    let index_of = |file: &str| order.iter().position(|listed| *listed == file);
     let calls = rows.last().expect("the table has rows");
 
     let mut seen = BTreeSet::new();
@@ -133,11 +133,11 @@ fn files_of_the_keyring_use_only_files_above_them() {
             continue;
         }
         let file = path.iter().nth(1).unwrap().to_str().unwrap().trim_end_matches(".rs");
-        let place =
-            place_of(file).unwrap_or_else(|| panic!("{file} is not in the table of src/keyring/mod.rs"));
-        seen.insert(order[place]);
+        let index =
+            index_of(file).unwrap_or_else(|| panic!("{file} is not in the table of src/keyring/mod.rs"));
+        seen.insert(order[index]);
         for named in [named_after("super::", &text), named_after("crate::keyring::", &text)].concat() {
-            let is_above = place_of(&named).is_none_or(|named| named <= place);
+            let is_above = index_of(&named).is_none_or(|named| named <= index);
             assert!(is_above, "{} uses {named}, which is below it", path.display());
         }
         let knows_keyring = has_word(&text, "Keyring");

@@ -31,8 +31,8 @@ fn written(sealed: &Sealed, lines: &[Value]) -> PathBuf {
 }
 
 /// The line with the entry at this position.
-fn entry_of(lines: &[Value], place: u64) -> usize {
-    lines.iter().position(|line| line["entry"]["place"] == place).unwrap()
+fn entry_of(lines: &[Value], position: u64) -> usize {
+    lines.iter().position(|line| line["entry"]["place"] == position).unwrap()
 }
 
 fn line_of(lines: &[Value], kind: &str) -> usize {
@@ -113,14 +113,14 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     sealed.checkpoint_of(5).await;
     sealed.checkpoint().await;
     let whole = lines(&sealed.export(&[]).await.ok().unwrap());
-    let find = async |name: &str, place: &str, change: &dyn Fn(&mut Vec<Value>)| {
+    let find = async |name: &str, position: &str, change: &dyn Fn(&mut Vec<Value>)| {
         let mut lines = whole.clone();
         change(&mut lines);
         for verdict in sealed.both(&written(&sealed, &lines), None).await {
-            verdict.finds(name, place);
+            verdict.finds(name, position);
         }
     };
-    let at = |place: u64| entry_of(&whole, place);
+    let at = |position: u64| entry_of(&whole, position);
     let tree = Tree::open(&sealed.store, sealed.tenant.uid).await.unwrap().unwrap();
     let leaf = tree.cover(4..5).await.unwrap()[0].to_string();
     find("changed-field", "place 3", &|lines| lines[at(3)]["entry"]["role"] = json!("admin2")).await;
@@ -155,9 +155,9 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     .await;
     find("changed-field", "place 0", &|lines| lines[0]["header"]["tenant"] = json!("0".repeat(32))).await;
     find("forged-checkpoint", "", &|lines| {
-        let place = lines.len() - 2;
-        let note = lines[place]["checkpoint"].as_str().unwrap().replace("\n12\n", "\n13\n");
-        lines[place] = json!({ "checkpoint": note });
+        let position = lines.len() - 2;
+        let note = lines[position]["checkpoint"].as_str().unwrap().replace("\n12\n", "\n13\n");
+        lines[position] = json!({ "checkpoint": note });
     })
     .await;
 }
@@ -294,8 +294,8 @@ async fn a_pruned_range_holds_with_a_later_entry_and_its_hashes() {
         let mut lines = whole.clone();
         let from = entry_of(&lines, 0);
         lines.splice(from..from + end as usize, [json!({ "pruned": { "count": end, "roots": roots } })]);
-        let place = line_of(&lines, "end");
-        lines[place]["end"]["entries"] = json!(13 - end);
+        let position = line_of(&lines, "end");
+        lines[position]["end"]["entries"] = json!(13 - end);
         for verdict in sealed.both(&written(&sealed, &lines), None).await {
             if named {
                 verdict.holds();

@@ -144,15 +144,15 @@ async fn theirs(mutations: &[Mutation], key: &str) -> Vec<String> {
 
 /// Mutations of a byte: changed, removed, doubled.
 fn of_bytes(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
-    for (turn, place) in (0..bundle.len()).step_by(STRIDE).enumerate() {
+    for (turn, index) in (0..bundle.len()).step_by(STRIDE).enumerate() {
         let mut bytes = bundle.as_bytes().to_vec();
         match turn % 4 {
-            0 => bytes[place] ^= 0x01,
-            1 => bytes[place] ^= 0x20,
-            2 => drop(bytes.remove(place)),
-            _ => bytes.insert(place, bytes[place]),
+            0 => bytes[index] ^= 0x01,
+            1 => bytes[index] ^= 0x20,
+            2 => drop(bytes.remove(index)),
+            _ => bytes.insert(index, bytes[index]),
         }
-        add(format!("byte {place}, in turn {}", turn % 4), bytes);
+        add(format!("byte {index}, in turn {}", turn % 4), bytes);
     }
 }
 
@@ -162,16 +162,16 @@ fn of_erasures(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<Value> = bundle.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let size = lines[0]["header"]["size"].as_u64().unwrap();
     for (behind, to) in [(None, size), (Some(false), size), (Some(true), size), (None, size - 1)] {
-        for (place, value) in (0..lines.len()).flat_map(|place| PERSONAL.map(|value| (place, value))) {
+        for (index, value) in (0..lines.len()).flat_map(|index| PERSONAL.map(|value| (index, value))) {
             let mut lines = lines.clone();
             lines[0]["header"]["to"] = to.into();
             if let Some(behind) = behind {
                 lines[0]["header"]["erasures_behind"] = behind.into();
             }
-            if let Some(Value::Object(personal)) = lines[place].pointer_mut(value) {
+            if let Some(Value::Object(personal)) = lines[index].pointer_mut(value) {
                 personal.retain(|name, _| name == "hmac");
                 let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-                add(format!("line {place} without {value}, to {to}, behind {behind:?}"), text.into_bytes());
+                add(format!("line {index} without {value}, to {to}, behind {behind:?}"), text.into_bytes());
             }
         }
     }
@@ -180,13 +180,13 @@ fn of_erasures(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
 /// Mutations of whole lines: removed, doubled, reordered, with other line ends.
 fn of_lines(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<&str> = bundle.split_inclusive('\n').collect();
-    for place in 0..lines.len() {
+    for index in 0..lines.len() {
         let mut with = |what: &str, put: &[&str]| {
             let mut all = lines.clone();
-            all.splice(place..=place, put.iter().copied());
-            add(format!("line {place} {what}"), all.concat().into_bytes());
+            all.splice(index..=index, put.iter().copied());
+            add(format!("line {index} {what}"), all.concat().into_bytes());
         };
-        let line = lines[place];
+        let line = lines[index];
         let bare = line.trim_end();
         with("left out", &[]);
         with("twice", &[line, line]);
@@ -204,10 +204,10 @@ fn of_lines(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
         {
             with(&format!("after {more}"), &[more, "\n", line]);
         }
-        if place + 1 < lines.len() {
+        if index + 1 < lines.len() {
             let mut all = lines.clone();
-            all.swap(place, place + 1);
-            add(format!("lines {place} and the next in each other's place"), all.concat().into_bytes());
+            all.swap(index, index + 1);
+            add(format!("lines {index} and the next in each other's place"), all.concat().into_bytes());
         }
     }
 }
@@ -216,14 +216,14 @@ fn of_lines(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
 /// an object turned into a list.
 fn of_values(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<&str> = bundle.lines().collect();
-    for (place, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate() {
         let value: Value = serde_json::from_str(line).unwrap();
         let mut pointers = Vec::new();
         pointers_of(&value, String::new(), &mut pointers);
         let mut with = |what: String, text: String| {
             let mut all: Vec<&str> = lines.clone();
-            all[place] = &text;
-            add(format!("line {place} {what}"), (all.join("\n") + "\n").into_bytes());
+            all[index] = &text;
+            add(format!("line {index} {what}"), (all.join("\n") + "\n").into_bytes());
         };
         for pointer in pointers {
             let mut marked = value.clone();
@@ -297,7 +297,7 @@ fn pointers_of(value: &Value, pointer: String, all: &mut Vec<String>) {
 /// Mutations of checkpoints and keys within the bundle.
 fn of_notes_and_keys(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<&str> = bundle.lines().collect();
-    for (place, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate() {
         let value: Value = serde_json::from_str(line).unwrap();
         let (kind, others) = match (value["checkpoint"].as_str(), value["key"].as_str()) {
             (Some(note), _) => ("checkpoint", notes(note)),
@@ -307,8 +307,8 @@ fn of_notes_and_keys(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
         for (what, other) in others {
             let text = serde_json::json!({ kind: other }).to_string();
             let mut all: Vec<&str> = lines.clone();
-            all[place] = &text;
-            add(format!("line {place}: {what}"), (all.join("\n") + "\n").into_bytes());
+            all[index] = &text;
+            add(format!("line {index}: {what}"), (all.join("\n") + "\n").into_bytes());
         }
     }
 }

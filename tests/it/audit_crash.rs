@@ -204,20 +204,20 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     }
 
     let (mut callers, mut killers) = (Vec::new(), Vec::new());
-    for (place, mut replica) in replicas.into_iter().enumerate() {
+    for (number, mut replica) in replicas.into_iter().enumerate() {
         let base = Arc::new(Mutex::new(replica.base.clone()));
         for caller in 0..CALLERS {
             let caller = Caller {
-                name: format!("r{place}c{caller}"),
+                name: format!("r{number}c{caller}"),
                 base: base.clone(),
                 book: book.clone(),
                 jwt: replica.jwt("admin", "the-admin"),
                 client: replica.client.clone(),
-                random: Random(seed ^ (place * CALLERS + caller + 1) as u64),
+                random: Random(seed ^ (number * CALLERS + caller + 1) as u64),
             };
             callers.push(tokio::spawn(caller.call_until(stop.clone())));
         }
-        let mut random = Random(seed ^ (1_000 + place) as u64);
+        let mut random = Random(seed ^ (1_000 + number) as u64);
         killers.push(tokio::spawn(async move {
             for _ in 0..KILLS {
                 random.pause(50, 700).await;

@@ -30,20 +30,20 @@ impl Sealed {
     }
 
     /// Changes an entry and every hash that depends on it.
-    async fn rewrite(&self, place: u64) {
-        self.damage(&format!("UPDATE np_byok_audit SET role = 'somebody-else' WHERE seq = {place}")).await;
-        let row = self.store.entries_from(self.tenant.uid, place, 1).await.unwrap().remove(0).row;
+    async fn rewrite(&self, position: u64) {
+        self.damage(&format!("UPDATE np_byok_audit SET role = 'somebody-else' WHERE seq = {position}")).await;
+        let row = self.store.entries_from(self.tenant.uid, position, 1).await.unwrap().remove(0).row;
         let digest = hexadecimal(&digest_of(self.tenant.uid, &row).unwrap());
-        self.damage(&format!("UPDATE np_byok_audit SET digest = '\\x{digest}' WHERE seq = {place}")).await;
+        self.damage(&format!("UPDATE np_byok_audit SET digest = '\\x{digest}' WHERE seq = {position}")).await;
         self.recompute_head(12).await;
     }
 
     /// Exports everything that checkpoints cover, and asserts that both verifiers find the damage
     /// in the bundle too.
-    async fn both_find(&self, name: &str, place: &str) {
+    async fn both_find(&self, name: &str, position: &str) {
         let bundle = self.export(&[]).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
         for verdict in self.both(&bundle, None).await {
-            verdict.finds(name, place);
+            verdict.finds(name, position);
         }
     }
 
@@ -105,8 +105,8 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
         sealed.damage(&format!("UPDATE np_byok_audit SET {set} WHERE {which}")).await;
         sealed.verify(&[]).await.finds("unmarked-erasure", what);
         // In a bundle to the end of the log, no later entry can record the erasure.
-        let (place, _) = what.split_once(':').unwrap();
-        sealed.both_find("unmarked-erasure", place).await;
+        let (position, _) = what.split_once(':').unwrap();
+        sealed.both_find("unmarked-erasure", position).await;
         // In a bundle of an earlier range, a later entry could record the erasure.
         let time = "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM np_byok_audit WHERE seq = 11";
         let last: String = sqlx::query_scalar(time).fetch_one(&sealed.server.database().await).await.unwrap();
@@ -308,10 +308,10 @@ async fn an_item_changed_inside_a_batch_is_found() {
 #[tokio::test]
 async fn an_entry_beside_the_log_is_found() {
     let sealed = Sealed::sealed().await;
-    let copy = |place: u64| {
+    let copy = |position: u64| {
         format!(
             "CREATE TEMP TABLE one AS SELECT * FROM np_byok_audit WHERE seq = 5;
-             UPDATE one SET seq = {place}, at = at + interval '1 second'; INSERT INTO np_byok_audit SELECT * FROM one"
+             UPDATE one SET seq = {position}, at = at + interval '1 second'; INSERT INTO np_byok_audit SELECT * FROM one"
         )
     };
     sealed.damage(&copy(12)).await;

@@ -57,11 +57,11 @@ fn of_record(record_id: &str) -> EntryFilter {
 
 /// The positions on all pages of a filter, newest first.
 async fn walk(store: &dyn Store, tenant: TenantUid, filter: &EntryFilter) -> Vec<u64> {
-    let (mut places, mut before) = (Vec::new(), None);
+    let (mut positions, mut before) = (Vec::new(), None);
     loop {
         let page = store.entries(tenant, filter, before, 32).await.expect("a page is read");
-        places.extend(page.entries.iter().map(|entry| entry.seq));
-        let Some(next) = page.next else { return places };
+        positions.extend(page.entries.iter().map(|entry| entry.seq));
+        let Some(next) = page.next else { return positions };
         assert!(before.is_none_or(|before| next < before), "it stays at {next}");
         before = Some(next);
     }
@@ -87,20 +87,20 @@ async fn one_statement_reads_few_large_entries_and_always_one(store: Db) {
     }
     assert!(reads.iter().eq(rows.iter().map(|row| &row.id)));
     let sizes = store.sizes(tenant, 3..100).await.unwrap();
-    assert!(sizes.iter().map(|(place, _)| *place).eq(3..13));
-    assert!(sizes.iter().all(|(place, bytes)| *bytes > if *place == 12 { 2_900_000 } else { 290_000 }));
+    assert!(sizes.iter().map(|(position, _)| *position).eq(3..13));
+    assert!(sizes.iter().all(|(position, bytes)| *bytes > if *position == 12 { 2_900_000 } else { 290_000 }));
 }
 
 async fn large_entries_hide_no_other_from_a_page_or_a_filter(store: Db) {
     let tenant = tenant(&*store).await;
     let rows: Vec<EntryRow> = (0..600)
-        .map(|place| if (100..150).contains(&place) { large(200_000, place) } else { entry() })
+        .map(|position| if (100..150).contains(&position) { large(200_000, position) } else { entry() })
         .collect();
     let mut base = 0;
     for rows in rows.chunks(20) {
         base += store.commit(&entries(tenant, base, rows.to_vec())).await.map(|_| rows.len() as u64).unwrap();
     }
-    let small: Vec<u64> = (0..600).rev().filter(|place| !(100..150).contains(place)).collect();
+    let small: Vec<u64> = (0..600).rev().filter(|position| !(100..150).contains(position)).collect();
     let of_large = of_record(&incompressible(200_000, 123));
     // Without the index, and with it: it names the chunk that has the large entries.
     for derived in [false, true] {
@@ -136,8 +136,8 @@ async fn poisoned_log() -> (crate::support::postgres::TestDatabase, Arc<dyn Data
     let uid = tenant(&*store).await;
     let tenant = store.tenants().await.unwrap().into_iter().find(|tenant| tenant.uid == uid).unwrap();
     let item = |record: &str| Item { record_id: Some(record.into()), ..Item::default() };
-    let usual = |place: u64| {
-        let record = if place == 3 { "hidden" } else { "record-1" };
+    let usual = |position: u64| {
+        let record = if position == 3 { "hidden" } else { "record-1" };
         pack(uid, &call(Operation::Encrypt, vec![item(record)]))
     };
     let mut base = 0;
@@ -221,11 +221,11 @@ async fn the_rows_of_one_place_are_read_together() {
         user_salt, user_hmac, request_id, request_salt, request_hmac, item_count, records, items, detail, digest
         FROM np_byok_audit WHERE seq = 2";
     execute(&database.url, again).await;
-    let places = async |from| {
+    let positions = async |from| {
         let read = store.entries_from(tenant, from, 100).await.unwrap();
         read.iter().map(|placed| placed.seq).collect::<Vec<_>>()
     };
-    assert_eq!([places(0).await, places(1).await, places(2).await], [vec![0], vec![1, 1], vec![2]]);
+    assert_eq!([positions(0).await, positions(1).await, positions(2).await], [vec![0], vec![1, 1], vec![2]]);
     assert_eq!(walk(&*store, tenant, &EntryFilter::default()).await, [3, 2, 1, 1, 0]);
     assert_eq!(walk(&*store, tenant, &of_record("nobody's")).await, [0; 0]);
 }

@@ -174,7 +174,7 @@ async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
         Ok(1)
     );
     let rows = all(&database, tenant).await;
-    let user = |place: usize| rows[place].row.user.clone().unwrap();
+    let user = |index: usize| rows[index].row.user.clone().unwrap();
     assert_eq!((user(0).value, user(0).salt), (None, None));
     assert_eq!((rows[0].row.request.value.clone(), rows[0].row.request.salt), (None, None));
     assert_eq!(user(1).value.as_deref(), Some("bob"));
@@ -211,8 +211,8 @@ async fn an_erased_record_is_gone_from_every_item(database: Db) {
         Ok(1)
     );
     let after = all(&database, tenant).await;
-    let records = |rows: &[PlacedEntry], place: usize| -> Vec<serde_json::Value> {
-        serde_json::from_str(&rows[place].row.records).unwrap()
+    let records = |rows: &[PlacedEntry], index: usize| -> Vec<serde_json::Value> {
+        serde_json::from_str(&rows[index].row.records).unwrap()
     };
     let left: Vec<bool> = records(&after, 0).iter().map(|record| !record.is_null()).collect();
     assert_eq!(left, [false, false, false, true]);
@@ -450,8 +450,8 @@ async fn entries_of_an_ended_log_go_by_its_own_tiles(database: Db) {
     derive(&database).await;
     // The rest of the ended log's last tile stays, since nothing else has its hashes.
     assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
-    let places: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
-    assert_eq!(places[..44], (256..300).collect::<Vec<_>>());
+    let left: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
+    assert_eq!(left[..44], (256..300).collect::<Vec<_>>());
     assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 2 0 256", "prune 1 0 256"]);
 }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use crate::checkpoints::{KEY_FILE, byok, eventually, made_key, note, printed, verified, vkeys};
-use crate::checkpoints_places::{DIRECTORY, EVERY, caught_up};
+use crate::checkpoints_destinations::{DIRECTORY, EVERY, caught_up};
 use crate::support::postgres::{connect, execute};
 use crate::support::rows::{changes, now};
 use crate::support::server::TestServer;
@@ -247,13 +247,17 @@ async fn events_streamed_after_a_restore_name_the_new_log() {
         eventually(async || !bench.refused().await).await;
     }
     eventually(async || operations(3).iter().any(|operation| operation == "encrypt")).await;
-    let (mut entries, mut places) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    let (mut entries, mut positions) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
     for event in events() {
-        let place =
+        let position =
             (event["unmapped"]["log"].as_u64().unwrap(), event["metadata"]["sequence"].as_u64().unwrap());
         let entry = event["metadata"]["uid"].as_str().unwrap().to_owned();
-        assert_eq!(*entries.entry(place).or_insert_with(|| entry.clone()), entry, "{place:?}: two entries");
-        assert_eq!(*places.entry(entry).or_insert(place), place, "one entry at two places");
+        assert_eq!(
+            *entries.entry(position).or_insert_with(|| entry.clone()),
+            entry,
+            "{position:?}: two entries"
+        );
+        assert_eq!(*positions.entry(entry).or_insert(position), position, "one entry at two places");
     }
     let sequences: std::collections::BTreeSet<u64> = entries.keys().map(|(_, sequence)| *sequence).collect();
     assert!(sequences.len() < entries.len(), "places alone come again");
@@ -461,9 +465,9 @@ async fn rewrite(bench: &Bench) {
     set_head(bench, head.end(), &other).await;
 }
 
-async fn frontier(store: &Postgres, tenant: TenantUid, places: std::ops::Range<u64>) -> Frontier {
+async fn frontier(store: &Postgres, tenant: TenantUid, positions: std::ops::Range<u64>) -> Frontier {
     let mut frontier = Frontier::default();
-    for (_, leaf) in store.leaves(tenant, places).await.unwrap() {
+    for (_, leaf) in store.leaves(tenant, positions).await.unwrap() {
         frontier.append(leaf);
     }
     frontier

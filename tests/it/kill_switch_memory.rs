@@ -33,7 +33,7 @@ fn summary(occurrences: &[Occurrence], of: usize) -> String {
     let some: Vec<String> =
         occurrences.iter().take(3).map(|found| format!("{} {}", found.mapping, found.around)).collect();
     format!(
-        "{} places of {} DEKs, {bytes} of them as bytes:\n{}",
+        "{} occurrences of {} DEKs, {bytes} of them as bytes:\n{}",
         occurrences.len(),
         which.len(),
         some.join("\n")

@@ -114,7 +114,7 @@ impl Hanging {
 async fn full() -> (Hanging, JoinHandle<Response>) {
     let hanging = Hanging::with(&[("BYOK_MAX_IN_FLIGHT", "1")], 1).await;
     let taken = hanging.cold(0);
-    until(&hanging.server, "byok_places_taken", |places| places == 1).await;
+    until(&hanging.server, "byok_places_taken", |slots| slots == 1).await;
     (hanging, taken)
 }
 
@@ -134,7 +134,7 @@ async fn a_full_server_refuses_in_each_fronts_form_and_keeps_connections() {
     }
     assert_eq!(metric(&server, r#"byok_requests_shed_total{full="places"}"#).await, 14);
     taken.abort();
-    until(&server, "byok_places_taken", |places| places == 0).await;
+    until(&server, "byok_places_taken", |slots| slots == 0).await;
     way.mend(Fault::Hung).await;
     let answer = encrypt(&server, &server.client, "x").send().await.unwrap();
     assert_eq!(answer.status(), 200, "it serves again at once");
@@ -171,7 +171,7 @@ async fn a_client_that_expects_continue_is_refused_without_its_body() {
 async fn while_the_kms_hangs_hot_records_are_served_cold_ones_bounded() {
     let hanging = Hanging::with(&[("BYOK_MAX_IN_FLIGHT", "8")], 12).await;
     let waiting: Vec<_> = (0..4).map(|n| hanging.cold(n)).collect();
-    until(&hanging.server, "byok_places_taken", |places| places == 4).await;
+    until(&hanging.server, "byok_places_taken", |slots| slots == 4).await;
     for n in 4..12 {
         is_refused(hanging.cold(n).await.unwrap()).await;
     }
@@ -186,7 +186,7 @@ async fn while_the_kms_hangs_hot_records_are_served_cold_ones_bounded() {
     assert!(waiting.iter().all(|cold| !cold.is_finished()), "the KMS still hangs");
     hanging.way.mend(Fault::Hung).await;
     waiting.iter().for_each(JoinHandle::abort);
-    until(&hanging.server, "byok_places_taken", |places| places == 0).await;
+    until(&hanging.server, "byok_places_taken", |slots| slots == 0).await;
     for _ in 0..100 {
         let answer: Value = hanging.cold(11).await.unwrap().json().await.unwrap();
         if answer["plaintext"] == "cold" {

@@ -19,7 +19,7 @@ mod canary;
 mod canary_kms;
 mod checkpoints;
 mod checkpoints_behind;
-mod checkpoints_places;
+mod checkpoints_destinations;
 mod checkpoints_store;
 mod cli;
 mod committer;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::checkpoints::{KEY_FILE, eventually, made_key};
-use crate::checkpoints_places::{DIRECTORY, EVERY};
+use crate::checkpoints_destinations::{DIRECTORY, EVERY};
 use crate::reread::hang_up;
 use crate::support::{needed, server::TestServer};
 

@@ -73,7 +73,7 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
     let encrypted = server.post("/byok/encrypt/many", items).await;
     assert_eq!(encrypted.status, 200, "{}", encrypted.body);
     assert_eq!(encrypted.body["items"][1]["error"]["code"], "CONTEXT_CONFLICT");
-    let token = |place: usize| encrypted.body["items"][place]["ciphertext"].clone();
+    let token = |index: usize| encrypted.body["items"][index]["ciphertext"].clone();
     let items = json!({ "items": [
         { "ciphertext": token(0), "record_id": "r-1" },
         { "ciphertext": token(0), "record_id": "r-2" },

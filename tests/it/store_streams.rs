@@ -96,10 +96,11 @@ async fn the_streams_of_tenants_and_names_are_their_own(store: Db) {
     let posted = Change::Stream { name: StreamName::Webhook, holder: other, step: LEASE };
     assert_eq!(store.commit(&changes(tenant, vec![posted])).await.unwrap().applied, [1]);
     assert!(applied(&store, tenant, one, advance(0, 3)).await);
-    let places = |rows: Vec<StreamRow>| rows.iter().map(|row| (row.name, row.next)).collect::<Vec<_>>();
-    let of_tenant = places(store.streams(tenant).await.unwrap());
+    let next_positions =
+        |rows: Vec<StreamRow>| rows.iter().map(|row| (row.name, row.next)).collect::<Vec<_>>();
+    let of_tenant = next_positions(store.streams(tenant).await.unwrap());
     assert_eq!(of_tenant, [(StreamName::File, 3), (StreamName::Webhook, 0)]);
-    assert_eq!(places(store.streams(foreign).await.unwrap()), [(StreamName::File, 0)]);
+    assert_eq!(next_positions(store.streams(foreign).await.unwrap()), [(StreamName::File, 0)]);
 }
 
 async fn a_step_whose_batch_was_committed_before_says_what_it_did(store: Db) {

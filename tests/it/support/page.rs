@@ -85,34 +85,34 @@ impl Page {
     }
 
     fn run_block(&mut self, block: &Block) {
-        let place = format!("{}, {}", self.name, block.heading);
+        let location = format!("{}, {}", self.name, block.heading);
         if block.kind == "sh" {
             let (printed, code) = self.paste(&block.lines.join("\n"));
             assert_eq!(
                 code,
                 Some(0),
-                "{place}: a command failed, the last of which these are what it printed:\n{printed}"
+                "{location}: a command failed, the last of which these are what it printed:\n{printed}"
             );
             return;
         }
         let mut lines = block.lines.iter().map(String::as_str).peekable();
         while let Some(line) = lines.next() {
             let first = line.strip_prefix("$ ");
-            let mut command = first.unwrap_or_else(|| panic!("{place}: no command: {line}")).to_owned();
+            let mut command = first.unwrap_or_else(|| panic!("{location}: no command: {line}")).to_owned();
             while command.ends_with('\\') {
                 command = format!("{command}\n{}", lines.next().unwrap_or_default());
             }
-            let mut shown = Vec::new();
+            let mut expected = Vec::new();
             while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
-                shown.push(line);
+                expected.push(line);
             }
             let (printed, code) = self.paste(&command);
-            assert!(code.is_some(), "{place}:\n$ {command}\nended bash, or did not end:\n{printed}");
+            assert!(code.is_some(), "{location}:\n$ {command}\nended bash, or did not end:\n{printed}");
             let lines: Vec<&str> = printed.lines().collect();
             assert!(
-                fits(&shown, &lines),
-                "{place}:\n$ {command}\nis said to print\n{}\nand prints\n{printed}",
-                shown.join("\n")
+                fits(&expected, &lines),
+                "{location}:\n$ {command}\nis said to print\n{}\nand prints\n{printed}",
+                expected.join("\n")
             );
         }
     }
@@ -164,18 +164,18 @@ fn blocks(text: &str) -> Vec<Block> {
 }
 
 /// Whether these lines match the ones that a page shows.
-fn fits(shown: &[&str], printed: &[&str]) -> bool {
-    match (shown, printed) {
+fn fits(expected: &[&str], printed: &[&str]) -> bool {
+    match (expected, printed) {
         ([], printed) => printed.iter().all(|line| line.is_empty()),
         (["…", rest @ ..], _) => (0..=printed.len()).any(|skipped| fits(rest, &printed[skipped..])),
-        ([line, shown @ ..], [real, printed @ ..]) => line_fits(line, real) && fits(shown, printed),
+        ([line, expected @ ..], [real, printed @ ..]) => line_fits(line, real) && fits(expected, printed),
         (_, []) => false,
     }
 }
 
-fn line_fits(shown: &str, printed: &str) -> bool {
-    let (shown, printed) = (without_numbers(shown), without_numbers(printed));
-    let mut pieces = shown.split('…');
+fn line_fits(expected: &str, printed: &str) -> bool {
+    let (expected, printed) = (without_numbers(expected), without_numbers(printed));
+    let mut pieces = expected.split('…');
     let Some(mut rest) = printed.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
     let pieces: Vec<&str> = pieces.collect();
     let Some((last, between)) = pieces.split_last() else { return rest.is_empty() };

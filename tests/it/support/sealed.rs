@@ -48,11 +48,11 @@ impl Verdict {
     /// Asserts that it does not, and that a line of the output starts with this name and contains
     /// this position.
     #[track_caller]
-    pub(crate) fn finds(&self, name: &str, place: &str) {
+    pub(crate) fn finds(&self, name: &str, position: &str) {
         assert_eq!(self.code, Some(1), "{}", self.text);
         let named =
-            self.text.lines().any(|line| line.starts_with(&format!("{name}: ")) && line.contains(place));
-        assert!(named, "no {name} at {place} in:\n{}", self.text);
+            self.text.lines().any(|line| line.starts_with(&format!("{name}: ")) && line.contains(position));
+        assert!(named, "no {name} at {position} in:\n{}", self.text);
     }
 }
 

@@ -228,7 +228,7 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     eventually(async || get(&object).await == now).await;
     eventually(async || get(&format!("{bucket}/byok/eu/byok%252Fprimary%252F1/latest")).await == now).await;
     // An old copy that is restored covers less than the locked checkpoint.
-    let place = Archive::bucket(CheckpointBucket {
+    let archive = Archive::bucket(CheckpointBucket {
         name: "our-checkpoints".to_owned(),
         prefix: "byok/eu/".to_owned(),
         region: "eu-west-1".to_owned(),
@@ -242,13 +242,13 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     })
     .unwrap();
     let at = rows::now();
-    assert_eq!(place.above("byok/primary/1", size - 1, at).await, Ok(Some(now.clone())));
-    assert_eq!(place.above("byok/primary/1", size, at).await, Ok(None));
-    assert_eq!(place.above("byok/primary/2", 0, at).await, Ok(None));
+    assert_eq!(archive.above("byok/primary/1", size - 1, at).await, Ok(Some(now.clone())));
+    assert_eq!(archive.above("byok/primary/1", size, at).await, Ok(None));
+    assert_eq!(archive.above("byok/primary/2", 0, at).await, Ok(None));
     for number in 0..1_100_u64 {
-        place.put("byok/many/1", number, &format!("{number}\n"), at).await.unwrap();
+        archive.put("byok/many/1", number, &format!("{number}\n"), at).await.unwrap();
     }
-    assert_eq!(place.above("byok/many/1", 3, at).await, Ok(Some("1099\n".to_owned())), "past one list");
+    assert_eq!(archive.above("byok/many/1", 3, at).await, Ok(Some("1099\n".to_owned())), "past one list");
     let head = asked(Method::HEAD, &object).send().await.unwrap();
     assert_eq!(head.headers()["x-amz-object-lock-mode"], "COMPLIANCE");
     let until = head.headers()["x-amz-object-lock-retain-until-date"].to_str().unwrap();
