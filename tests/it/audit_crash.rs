@@ -56,7 +56,7 @@ struct Sealed {
 
 /// The answers that callers received.
 #[derive(Default)]
-struct Book {
+struct Answered {
     requests: Vec<String>,
     /// The number of tokens or plaintexts in each answer.
     given: Vec<(String, usize)>,
@@ -72,7 +72,7 @@ type Base = Arc<Mutex<String>>;
 struct Caller {
     name: String,
     base: Base,
-    book: Arc<Mutex<Book>>,
+    answered: Arc<Mutex<Answered>>,
     jwt: String,
     client: reqwest::Client,
     random: Random,
@@ -86,9 +86,9 @@ impl Caller {
             }
             let request = format!("{}-{n}", self.name);
             let known = {
-                let book = self.book.lock().unwrap();
-                let count = book.sealed.len();
-                (count > 0).then(|| book.sealed[self.random.below(count)].clone())
+                let answered = self.answered.lock().unwrap();
+                let count = answered.sealed.len();
+                (count > 0).then(|| answered.sealed[self.random.below(count)].clone())
             };
             let new = format!("record-{request}");
             match (self.random.below(4), known) {
@@ -114,12 +114,16 @@ impl Caller {
         // In a batch, single items can be refused.
         let done = answer.iter().flatten().filter(|answer| answer["ciphertext"].is_string()).count();
         if done > 0 {
-            self.book.lock().unwrap().given.push((request.to_owned(), done));
+            self.answered.lock().unwrap().given.push((request.to_owned(), done));
         }
         for (answer, record) in answer.iter().flatten().zip(records) {
             if answer["ciphertext"].is_string() {
                 let (token, plaintext) = (answer["ciphertext"].clone(), format!("{request} {record}"));
-                self.book.lock().unwrap().sealed.push(Sealed { token, record: record.clone(), plaintext });
+                self.answered.lock().unwrap().sealed.push(Sealed {
+                    token,
+                    record: record.clone(),
+                    plaintext,
+                });
             }
         }
     }
@@ -128,7 +132,7 @@ impl Caller {
         let body = json!({ "ciphertext": sealed.token, "record_id": sealed.record });
         if let Some(answer) = self.post(request, "decrypt", &body).await {
             assert_eq!(answer["plaintext"], *sealed.plaintext, "{request}");
-            self.book.lock().unwrap().given.push((request.to_owned(), 1));
+            self.answered.lock().unwrap().given.push((request.to_owned(), 1));
         }
     }
 
@@ -140,12 +144,12 @@ impl Caller {
             Ok(answer) if answer.status() == 200 => {
                 // Record the request before the body is read: with the status, the server may have
                 // sent all of it.
-                self.book.lock().unwrap().requests.push(request.to_owned());
+                self.answered.lock().unwrap().requests.push(request.to_owned());
                 answer.json().await.ok()
             }
             Ok(_) => None,
             Err(error) => {
-                self.book.lock().unwrap().cut += usize::from(!error.is_connect());
+                self.answered.lock().unwrap().cut += usize::from(!error.is_connect());
                 None
             }
         };
@@ -196,7 +200,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     let database = Private::postgres().await;
     let url = create_database(&database.variable("DATABASE_URL")).await;
     let first = TestServer::on(VaultKey::create().await, url.clone(), &[("BYOK_LOG", "info")]).await;
-    let (book, stop) = (Arc::new(Mutex::new(Book::default())), CancellationToken::new());
+    let (answered, stop) = (Arc::new(Mutex::new(Answered::default())), CancellationToken::new());
     let mut replicas = vec![first];
     while replicas.len() < REPLICAS {
         let replica = replicas[0].replica().await;
@@ -210,7 +214,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
             let caller = Caller {
                 name: format!("r{number}c{caller}"),
                 base: base.clone(),
-                book: book.clone(),
+                answered: answered.clone(),
                 jwt: replica.jwt("admin", "the-admin"),
                 client: replica.client.clone(),
                 random: Random(seed ^ (number * CALLERS + caller + 1) as u64),
@@ -243,7 +247,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
         caller.await.unwrap();
     }
 
-    let Book { requests, given, sealed, cut } = std::mem::take(&mut *book.lock().unwrap());
+    let Answered { requests, given, sealed, cut } = std::mem::take(&mut *answered.lock().unwrap());
     println!("{} calls were answered, {cut} cut off; {} values are sealed", requests.len(), sealed.len());
     assert!(requests.len() > 100, "the callers were held up");
     assert!(cut > KILLS, "the kills met no call");

@@ -140,23 +140,23 @@ async fn a_newcomer_watches_the_kill_switch_with_the_readmes_lines() {
     let folder = tempfile::tempdir().unwrap();
     let (mut child, printed) = dev(folder.path()).await;
     let decrypt = printed.iter().rfind(|line| line.contains("/byok/decrypt")).unwrap();
-    let hand = async |which: &str| {
+    let dev_key = async |which: &str| {
         let output = byok(&["dev-key", which], &[]).current_dir(folder.path()).output().await.unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         text(&output.stdout)
     };
     assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data");
-    assert!(hand("disable").await.contains("Within 3 s"));
+    assert!(dev_key("disable").await.contains("Within 3 s"));
     tokio::time::sleep(Duration::from_millis(3_500)).await;
     assert_eq!(pasted(decrypt).await["code"], "KMS_ACCESS_DENIED");
-    assert!(hand("enable").await.contains("for 3 s"));
+    assert!(dev_key("enable").await.contains("for 3 s"));
     let mut waited = Duration::ZERO;
     while pasted(decrypt).await["plaintext"] != "sensitive-data" {
         assert!(waited < Duration::from_secs(30), "it does not come back");
         tokio::time::sleep(Duration::from_millis(200)).await;
         waited += Duration::from_millis(200);
     }
-    assert!(hand("rotate").await.contains("local/2"));
+    assert!(dev_key("rotate").await.contains("local/2"));
     assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data", "older versions still decrypt");
     child.kill().await.unwrap();
 }

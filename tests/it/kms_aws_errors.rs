@@ -48,9 +48,9 @@ async fn a_key_that_is_disabled_and_enabled() {
     let key = Cloud::shared().key().await;
     let kms = key.kms();
     let old = wrapped(&kms).await;
-    key.does("DisableKey").await;
+    key.as_customer("DisableKey").await;
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::KeyDisabled); 4]);
-    key.does("EnableKey").await;
+    key.as_customer("EnableKey").await;
     assert_eq!(each(&kms, &old).await, [None; 4]);
 }
 
@@ -61,10 +61,10 @@ async fn a_deletion_that_is_scheduled_and_cancelled() {
     let old = wrapped(&kms).await;
     key.schedule_deletion().await;
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::KeyPendingDeletion); 4]);
-    key.does("CancelKeyDeletion").await;
+    key.as_customer("CancelKeyDeletion").await;
     // A key is disabled after its deletion was cancelled.
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::KeyDisabled); 4]);
-    key.does("EnableKey").await;
+    key.as_customer("EnableKey").await;
     assert_eq!(each(&kms, &old).await, [None; 4]);
 }
 

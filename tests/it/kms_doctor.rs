@@ -57,7 +57,7 @@ async fn at_aws_it_names_the_right_role_secret_and_route() {
     role.permit(&less).await;
     says(&report(&[]).await, &["FAIL  key: unwrapping a DEK: AccessDenied", "grant kms:Decrypt"]);
     role.permit(&permissions(&key.arn, &[])).await;
-    key.does("DisableKey").await;
+    key.as_customer("DisableKey").await;
     says(&report(&[]).await, &["FAIL  key: making a DEK: KeyDisabled", "enable the key"]);
 }
 

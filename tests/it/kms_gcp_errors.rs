@@ -107,7 +107,7 @@ async fn a_missing_key_looks_like_a_missing_right_unless_visible() {
     assert_eq!(wraps(&kms).await, Some(AccessDenied));
     google.bind(RING, &[(ROLE, ACCOUNT)]).await;
     assert_eq!(wraps(&kms).await, Some(KeyNotFound));
-    let keys = google.does(Method::GET, KEY, json!({})).await;
+    let keys = google.as_customer(Method::GET, KEY, json!({})).await;
     assert_eq!(keys["name"], KEY, "and none was made: there is only ours");
 }
 
@@ -133,7 +133,7 @@ async fn a_ciphertext_of_another_key_or_another_binding_is_invalid() {
 async fn a_key_for_another_purpose_is_no_key_for_us() {
     let google = Google::start().await;
     google
-        .does(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=mac"), json!({ "purpose": "MAC" }))
+        .as_customer(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=mac"), json!({ "purpose": "MAC" }))
         .await;
     let mac = format!("{RING}/cryptoKeys/mac");
     google.bind(&mac, &[(ROLE, ACCOUNT)]).await;
@@ -144,7 +144,7 @@ async fn a_key_for_another_purpose_is_no_key_for_us() {
 async fn an_hsm_key_takes_what_we_send() {
     let google = Google::start().await;
     let hsm = json!({ "purpose": "ENCRYPT_DECRYPT", "versionTemplate": { "protectionLevel": "HSM" } });
-    google.does(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=hsm"), hsm).await;
+    google.as_customer(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=hsm"), hsm).await;
     let hsm = format!("{RING}/cryptoKeys/hsm");
     google.bind(&hsm, &[(ROLE, ACCOUNT)]).await;
     let kms = google.kms(&[("BYOK_GCP_KEY_NAME", &hsm)]).await;

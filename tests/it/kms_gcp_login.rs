@@ -58,7 +58,7 @@ async fn user(google: &Google) -> Value {
     registered["email"] = "ada@example.com".into();
     google.control("user", registered).await;
     let policy = json!({ "policy": { "bindings": [{ "role": ROLE, "members": ["user:ada@example.com"] }] } });
-    google.does(reqwest::Method::POST, &format!("{KEY}:setIamPolicy"), policy).await;
+    google.as_customer(reqwest::Method::POST, &format!("{KEY}:setIamPolicy"), policy).await;
     user
 }
 

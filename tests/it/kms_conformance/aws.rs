@@ -24,12 +24,12 @@ impl Customer for OfAws {
     }
 
     async fn disable(&self) -> KmsErrorClass {
-        self.key.does("DisableKey").await;
+        self.key.as_customer("DisableKey").await;
         KmsErrorClass::KeyDisabled
     }
 
     async fn enable(&self) {
-        self.key.does("EnableKey").await;
+        self.key.as_customer("EnableKey").await;
     }
 
     /// AWS deletes a key after seven days at least, but refuses it from the first moment.

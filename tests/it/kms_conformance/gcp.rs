@@ -37,7 +37,7 @@ impl Customer for OfGoogle {
     /// answer is the same as for a missing right.
     async fn delete(&self) -> KmsErrorClass {
         self.google.bind(RING, &[(ROLE, ACCOUNT)]).await;
-        self.google.does(Method::DELETE, KEY, json!({})).await;
+        self.google.as_customer(Method::DELETE, KEY, json!({})).await;
         KmsErrorClass::KeyNotFound
     }
 

@@ -191,7 +191,7 @@ impl Key {
     }
 
     /// Runs one of the customer's operations on the key.
-    pub(crate) async fn does(&self, operation: &str) {
+    pub(crate) async fn as_customer(&self, operation: &str) {
         self.cloud().kms(operation, json!({ "KeyId": self.arn })).await;
     }
 
@@ -419,7 +419,7 @@ impl Front {
 
     /// Rotates the key on demand, as the customer.
     pub(crate) async fn rotate(&self, key: &Key) {
-        key.does("RotateKeyOnDemand").await;
+        key.as_customer("RotateKeyOnDemand").await;
         *self.state.lock().expect("a lock").rotations.entry(key.id().to_owned()).or_default() += 1;
     }
 
@@ -621,8 +621,8 @@ impl Customer {
             Some(match switch {
                 Switch::Key => Turns::of(
                     self,
-                    |customer| Box::pin(customer.key.does("DisableKey")),
-                    |customer| Box::pin(customer.key.does("EnableKey")),
+                    |customer| Box::pin(customer.key.as_customer("DisableKey")),
+                    |customer| Box::pin(customer.key.as_customer("EnableKey")),
                 ),
                 Switch::Policy => Turns::of(
                     self,
@@ -634,9 +634,9 @@ impl Customer {
                     |customer| Box::pin(customer.key.schedule_deletion()),
                     |Self { key, .. }| {
                         Box::pin(async {
-                            key.does("CancelKeyDeletion").await;
+                            key.as_customer("CancelKeyDeletion").await;
                             // A key whose deletion was cancelled is disabled.
-                            key.does("EnableKey").await;
+                            key.as_customer("EnableKey").await;
                         })
                     },
                 ),

@@ -41,7 +41,7 @@ impl Google {
         let output = process.stdout.take().expect("it is piped");
         BufReader::new(output).read_line(&mut address).expect("its address");
         let google = Self { address: address.trim().to_owned(), http: super::http(), process };
-        google.does(Method::POST, "projects/p/locations/global/keyRings?keyRingId=r", json!({})).await;
+        google.as_customer(Method::POST, "projects/p/locations/global/keyRings?keyRingId=r", json!({})).await;
         google.make_key("byok").await;
         google.account(ACCOUNT).await;
         google.bind(KEY, &[(ROLE, ACCOUNT)]).await;
@@ -54,7 +54,7 @@ impl Google {
     }
 
     /// The answer to a request of the customer's, which must succeed.
-    pub(crate) async fn does(&self, method: Method, path: &str, body: Value) -> Value {
+    pub(crate) async fn as_customer(&self, method: Method, path: &str, body: Value) -> Value {
         let (status, answer) = self.send(method, &format!("control/v1/{path}"), body).await;
         assert!(status == 200, "{path}: {status} {answer}");
         answer
@@ -69,14 +69,14 @@ impl Google {
     /// Makes a key in [`RING`].
     pub(crate) async fn make_key(&self, name: &str) {
         let path = format!("{RING}/cryptoKeys?cryptoKeyId={name}");
-        self.does(Method::POST, &path, json!({ "purpose": "ENCRYPT_DECRYPT" })).await;
+        self.as_customer(Method::POST, &path, json!({ "purpose": "ENCRYPT_DECRYPT" })).await;
     }
 
     /// Makes a new version of [`KEY`], which encrypts from now on.
     pub(crate) async fn rotate(&self) {
-        let made = self.does(Method::POST, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
+        let made = self.as_customer(Method::POST, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
         let number = made["name"].as_str().and_then(|name| name.rsplit_once('/')).expect("a name").1;
-        self.does(
+        self.as_customer(
             Method::POST,
             &format!("{KEY}:updatePrimaryVersion"),
             json!({ "cryptoKeyVersionId": number }),
@@ -86,8 +86,12 @@ impl Google {
 
     /// Puts a version of [`KEY`] into this state.
     pub(crate) async fn state(&self, version: usize, state: &str) {
-        self.does(Method::PATCH, &format!("{KEY}/cryptoKeyVersions/{version}"), json!({ "state": state }))
-            .await;
+        self.as_customer(
+            Method::PATCH,
+            &format!("{KEY}/cryptoKeyVersions/{version}"),
+            json!({ "state": state }),
+        )
+        .await;
     }
 
     /// Puts every version of [`KEY`] into this state.
@@ -99,7 +103,7 @@ impl Google {
 
     /// The number of versions of [`KEY`], of which the last is the primary one.
     async fn versions(&self) -> usize {
-        let all = self.does(Method::GET, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
+        let all = self.as_customer(Method::GET, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
         all["cryptoKeyVersions"].as_array().expect("a list").len()
     }
 
@@ -113,11 +117,11 @@ impl Google {
         }
     }
 
-    /// Applies `destroy` or `restore` to every version of [`KEY`].
-    async fn each_version(&self, does: &str) {
+    /// Applies this action (`destroy`, `restore`) to every version of [`KEY`].
+    async fn each_version(&self, action: &str) {
         for version in 1..=self.versions().await {
-            let path = format!("{KEY}/cryptoKeyVersions/{version}:{does}");
-            self.does(Method::POST, &path, json!({})).await;
+            let path = format!("{KEY}/cryptoKeyVersions/{version}:{action}");
+            self.as_customer(Method::POST, &path, json!({})).await;
         }
     }
 
@@ -170,7 +174,7 @@ impl Google {
             .map(|(role, account)| json!({ "role": role, "members": [format!("serviceAccount:{account}")] }))
             .collect();
         let policy = json!({ "policy": { "bindings": bindings } });
-        self.does(Method::POST, &format!("{resource}:setIamPolicy"), policy).await;
+        self.as_customer(Method::POST, &format!("{resource}:setIamPolicy"), policy).await;
     }
 
     /// Registers a service account and returns the JSON of its key file.

@@ -29,7 +29,7 @@ use super::shared_vault::VaultKey;
 use super::toxics::Way;
 
 /// An action of the customer's.
-pub(crate) type Hand = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+pub(crate) type Action = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Something that the customer can turn off, and on again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,23 +53,23 @@ impl Switch {
 
 /// The action that turns a switch off, and its undo.
 pub(crate) struct Turns {
-    pub(crate) off: Hand,
-    pub(crate) on: Hand,
+    pub(crate) off: Action,
+    pub(crate) on: Action,
 }
 
 /// An action on a customer's provider.
-type Does<T> = for<'a> fn(&'a T) -> BoxFuture<'a, ()>;
+type Step<T> = for<'a> fn(&'a T) -> BoxFuture<'a, ()>;
 
 impl Turns {
-    pub(crate) fn of<T: Send + Sync + 'static>(customer: &Arc<T>, off: Does<T>, on: Does<T>) -> Self {
-        let hand = |does: Does<T>| -> Hand {
+    pub(crate) fn of<T: Send + Sync + 'static>(customer: &Arc<T>, off: Step<T>, on: Step<T>) -> Self {
+        let action = |step: Step<T>| -> Action {
             let customer = Arc::clone(customer);
             Box::new(move || {
                 let customer = Arc::clone(&customer);
-                Box::pin(async move { does(&customer).await })
+                Box::pin(async move { step(&customer).await })
             })
         };
-        Self { off: hand(off), on: hand(on) }
+        Self { off: action(off), on: action(on) }
     }
 }
 
@@ -94,7 +94,7 @@ pub(crate) struct Provided {
     /// Error codes that it uses.
     pub(crate) codes: &'static [&'static str],
     /// Makes a new version of the key.
-    pub(crate) rotate: Hand,
+    pub(crate) rotate: Action,
     /// The switches that it gives the customer.
     pub(crate) switches: Vec<(Switch, Turns)>,
 }
