@@ -6,8 +6,9 @@
 //
 //   BYOK_URL=http://127.0.0.1:3741 BYOK_JWT=… [SCREENSHOT=page.png] node browser.mjs
 //
-// BYOK_JWT: a token whose default role may encrypt and decrypt (for any record id) and see the health.
-// BYOK_TEST_CHROMIUM: the browser (default /usr/bin/chromium). BYOK_TEST_DARK=1: in the dark colour scheme.
+// BYOK_JWT: a token whose default role may encrypt, decrypt (for any record id) and see the health.
+// BYOK_TEST_CHROMIUM: the browser (default /usr/bin/chromium).
+// BYOK_TEST_DARK=1: use the dark colour scheme.
 
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -58,7 +59,7 @@ async function watch(context, page, origin) {
 const setEditor = (page, selector, text) =>
   page.evaluate(([at, value]) => document.querySelector(`${at} .CodeMirror`).CodeMirror.setValue(value), [selector, text]);
 
-/** Runs the operation of the tab `name`, with these variables, and returns the JSON that GraphiQL shows. */
+/** Runs the operation of the tab `name` with these variables, and returns the JSON shown. */
 async function execute(page, name, variables) {
   const isOpen = await page.locator(".graphiql-tab-active", { hasText: name }).count();
   if (!isOpen) await page.locator(".graphiql-tab-button", { hasText: name }).click();

@@ -5,7 +5,8 @@
 //
 //   BYOK_URL=http://127.0.0.1:3741 BYOK_HASURA_SECRET=… BYOK_JWT=… node gateway.mjs
 //
-// BYOK_JWT: a token that the server accepts, whose default role may encrypt and decrypt (for any record id).
+// BYOK_JWT: a token that the server accepts, whose default role may encrypt and decrypt (for any
+// record id).
 
 import { introspect, problemsOf } from "./introspection.mjs";
 import { check, load, required, run } from "./packages.mjs";
@@ -20,7 +21,7 @@ const { schemaFromExecutor } = load("@graphql-tools/wrap");
 const RECORD = `gateway-${process.pid}-${Date.now()}`;
 const ROWS = ["first", "second", "third", "δέκα ☂", ""];
 
-/** The headers that Hasura forwards for this JWT: the chosen role and every other x-hasura-* claim. */
+/** The headers that Hasura forwards for this JWT: the role and every other x-hasura-* claim. */
 function claimHeaders(jwt) {
   const claims = JSON.parse(Buffer.from(jwt.split(".")[1] ?? "", "base64url").toString());
   const found = [claims["https://hasura.io/jwt/claims"], ...Object.values(claims), claims]

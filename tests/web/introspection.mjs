@@ -41,7 +41,7 @@ export const hasuraIntrospectionQuery = `query IntrospectionQuery {
 /** The body that Hasura posts at registration: no `variables` key. */
 export const hasuraIntrospectionBody = { query: hasuraIntrospectionQuery, operationName: "IntrospectionQuery" };
 
-/** The headers that Hasura sends at registration: its own two and those configured for the remote schema. */
+/** The headers that Hasura sends at registration: its own two and the remote schema's. */
 export function hasuraIntrospectionHeaders(secret) {
   const headers = { "Content-Type": "application/json", "User-Agent": "hasura-graphql-engine/v2.48.0" };
   return secret ? { ...headers, "X-Byok-Secret": secret } : headers;

@@ -178,7 +178,7 @@ function checkType(where, node, whole, types) {
   }
 }
 
-/** `@preset(value:, static:)`: a session variable goes only to a scalar or an enum, not to a list. */
+/** Checks `@preset(value:, static:)`: a session variable needs a scalar or an enum, not a list. */
 function checkPreset(where, value, types) {
   for (const directive of value.directives ?? []) {
     if (directive.name.value !== "preset") {
