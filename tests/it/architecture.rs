@@ -19,7 +19,7 @@ impl Map {
             let row = cells[1].parse::<usize>().unwrap_or_else(|_| panic!("no number of a row: {line}"));
             for room in cells[2].split('`').skip(1).step_by(2) {
                 let before = rooms.insert(room.to_owned(), row);
-                assert_eq!(before, None, "the room {room} stands in the table twice");
+                assert_eq!(before, None, "the module {room} is in the table twice");
             }
         }
         Self(rooms)

@@ -173,11 +173,11 @@ async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashMap<String, usiz
             break;
         }
         for placed in page {
-            assert_eq!(placed.seq, frontier.size(), "no gap and no double");
+            assert_eq!(placed.seq, frontier.size(), "no gap and no duplicate");
             assert_eq!(digest_of(tenant, &placed.row), Some(placed.row.digest), "place {}", placed.seq);
-            assert!(ids.insert(placed.row.id), "an entry stands twice: {}", placed.row.id);
+            assert!(ids.insert(placed.row.id), "an entry is there twice: {}", placed.row.id);
             frontier.append(placed.row.leaf());
-            let items = unpack(&placed.row).expect("of the form that we write").items;
+            let items = unpack(&placed.row).expect("the form that this release writes").items;
             let done = items.iter().filter(|item| item.refused.is_none()).count();
             if let Some(request) = placed.row.request.value {
                 *requests.entry(request).or_default() += done;
@@ -250,7 +250,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     let Answered { requests, given, sealed, cut } = std::mem::take(&mut *answered.lock().unwrap());
     println!("{} calls were answered, {cut} cut off; {} values are sealed", requests.len(), sealed.len());
     assert!(requests.len() > 100, "the callers were held up");
-    assert!(cut > KILLS, "the kills met no call");
+    assert!(cut > KILLS, "the kills interrupted too few calls");
     for (n, some) in sealed.chunks(100).enumerate() {
         opens(&survivors[n % survivors.len()], some).await;
     }
@@ -277,7 +277,7 @@ async fn opens(server: &TestServer, sealed: &[Sealed]) {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    panic!("a value that was acknowledged does not open: {answer}");
+    panic!("an acknowledged value cannot be decrypted: {answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,7 +150,12 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let bundle = sealed.export(&[]).await.ok().unwrap();
     for verdict in sealed.both(&bundle, None).await {
         verdict.finds("unmarked-erasure", &format!("place {last}: "));
-        assert_eq!(verdict.text.matches("unmarked-erasure: ").count(), 1, "only the last: {}", verdict.text);
+        assert_eq!(
+            verdict.text.matches("unmarked-erasure: ").count(),
+            1,
+            "the last one alone: {}",
+            verdict.text
+        );
     }
 }
 

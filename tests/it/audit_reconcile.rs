@@ -181,7 +181,7 @@ async fn posture(server: &TestServer, posture: &str) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("the key never was {posture}: {}", server.get("/byok/health").await.body);
+    panic!("the key never became {posture}: {}", server.get("/byok/health").await.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]

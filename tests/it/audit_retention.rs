@@ -240,7 +240,7 @@ async fn an_erased_record_leaves_the_rows_of_its_deks_which_stay(database: Db) {
     rows.sort_by_key(|row| row.id);
     let mut erased = [one, other].map(|row| DekRow { record_id: None, ..row });
     erased.sort_by_key(|row| row.id);
-    assert_eq!(rows, erased, "all else of them stays");
+    assert_eq!(rows, erased, "everything else stays");
 
     // The record's next DEK is a new one and is erased in the same way; the earlier ones are not
     // touched again.

@@ -28,7 +28,7 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{what} did not come about");
+    panic!("{what}: not in time");
 }
 
 /// The ids of all entries, in the order of the log.

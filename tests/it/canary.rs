@@ -86,7 +86,7 @@ async fn no_secret_is_in_any_log_error_or_table() {
         errors.push_str(&answer(request.json(&json!({ "plaintext": CANARY }))).await.body.to_string());
     }
 
-    assert!(!errors.contains("CANARY"), "an error holds a canary: {errors}");
+    assert!(!errors.contains("CANARY"), "an error contains a canary: {errors}");
     let logs = server.logged();
     assert!(logs.contains("answered"), "the server logs");
     let mut secrets = vec![
@@ -98,14 +98,14 @@ async fn no_secret_is_in_any_log_error_or_table() {
     ];
     secrets.push(URL_SAFE_NO_PAD.encode(CANARY));
     for secret in &secrets {
-        assert!(!logs.contains(secret.as_str()), "the log holds {secret}");
+        assert!(!logs.contains(secret.as_str()), "the log contains {secret}");
     }
     let dump = dump(&server.database().await).await;
-    assert!(dump.contains("vault:v1:") || dump.len() > 1_000, "the dump holds the tables");
+    assert!(dump.contains("vault:v1:") || dump.len() > 1_000, "the dump contains the tables");
     for secret in &secrets {
-        assert!(!dump.contains(secret.as_str()), "a table holds {secret}");
+        assert!(!dump.contains(secret.as_str()), "a table contains {secret}");
         let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-        assert!(!dump.contains(&hex), "a table holds {secret} in binary");
+        assert!(!dump.contains(&hex), "a table contains {secret} in binary");
     }
 }
 

@@ -86,9 +86,9 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
     assert!(secrets.len() > 2, "plain DEKs were seen on the way");
     secrets.push("CANARY".to_owned());
     let (logs, dump) = (server.logged(), crate::canary::dump(&server.database().await).await);
-    assert!(logs.contains("the KMS did not do it"), "the provider's errors were met");
+    assert!(logs.contains("the KMS did not do it"), "the provider's errors occurred");
     for secret in &secrets {
-        assert!(!answers.contains(secret.as_str()), "an answer holds {secret}: {answers}");
+        assert!(!answers.contains(secret.as_str()), "an answer contains {secret}: {answers}");
         assert!(!logs.contains(secret.as_str()), "the log holds {secret}");
         assert!(!dump.contains(secret.as_str()), "a table holds {secret}");
     }

@@ -94,7 +94,7 @@ async fn checkpoint(server: &TestServer, token: &str) -> Answer {
 pub(crate) async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(60), "it did not come to that");
+        assert!(began.elapsed() < Duration::from_secs(60), "not in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -117,13 +117,13 @@ async fn a_checkpoint_of_the_tree_verifies_with_the_printed_key() {
     assert!(vkey.starts_with("byok.example/eu/primary/1+"), "{vkey}");
     let first = verified(&note(&server).await, vkey).unwrap();
     assert_eq!((first.size, first.root), tree(&server).await);
-    assert_eq!(first.size, 1, "the entry of this very read, the first of an hour");
+    assert_eq!(first.size, 1, "the entry of this read, the first of an hour");
     let mut before = first.size;
     for n in 0..5 {
         server.encrypt("p", &format!("r-{n}")).await;
         let parsed = verified(&note(&server).await, vkey).unwrap();
         assert_eq!((parsed.size, parsed.root.clone()), tree(&server).await);
-        assert!(parsed.size > before, "the entry that was answered for is in it");
+        assert!(parsed.size > before, "it covers the answered entry");
         before = parsed.size;
     }
     let query = "{ byokAuditCheckpoint { note origin size root keys } }";

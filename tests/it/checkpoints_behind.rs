@@ -188,7 +188,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     assert!(unfit.contains(": it says that it is signed with byok/primary/2+"), "{unfit}");
     assert!(!unfit.contains("forged-checkpoint"), "{unfit}");
     assert_eq!(verified(&now, vkey_2.trim()).unwrap().origin, "byok/primary/2");
-    assert!(verified(&last, vkey).is_some(), "what was published before verifies as ever");
+    assert!(verified(&last, vkey).is_some(), "what was published before still verifies");
 
     let seen = printed(&bench.server.environment, &["audit", "verify", "--key", vkey_2.trim()]).await;
     let unseen =
@@ -199,7 +199,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing was changed"));
     bench.server.stop().await;
     bench.server.start_again().await;
-    assert!(!bench.refused().await, "and it holds after another start");
+    assert!(!bench.refused().await, "and the same after another start");
 }
 
 async fn code_and_text(environment: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String) {
@@ -260,7 +260,7 @@ async fn events_streamed_after_a_restore_name_the_new_log() {
         assert_eq!(*positions.entry(entry).or_insert(position), position, "one entry at two places");
     }
     let sequences: std::collections::BTreeSet<u64> = entries.keys().map(|(_, sequence)| *sequence).collect();
-    assert!(sequences.len() < entries.len(), "places alone come again");
+    assert!(sequences.len() < entries.len(), "positions repeat only across logs");
 }
 
 #[tokio::test]
@@ -546,7 +546,7 @@ async fn an_older_copy_restored_as_the_latest_hides_nothing() {
     std::fs::remove_file(&latest).unwrap();
     bench.server.stop().await;
     bench.server.start_again().await;
-    assert!(bench.refused().await, "also without any copy");
+    assert!(bench.refused().await, "even without a copy");
     let lost = bench.restored(&[]).await;
     assert!(lost.iter().any(|line| line.starts_with("lost")), "{lost:?}");
     assert!(size_of(&older) > 2);
@@ -625,7 +625,7 @@ async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
     bench.server.start_again().await;
     assert!(bench.refused().await);
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    assert!(bench.refused().await, "and it stays so");
+    assert!(bench.refused().await, "and it remains stopped");
     assert!(!bench.directory.join("byok%2Fprimary%2F2").exists(), "nothing was signed of it");
 
     let report = bench.restored(&[]).await;
@@ -677,7 +677,7 @@ async fn a_log_opened_without_a_restore_entry_stops_a_running_server() {
     bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
     eventually(async || bench.refused().await).await;
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert!(bench.refused().await, "and it stays so");
+    assert!(bench.refused().await, "and it remains stopped");
     let logged = bench.server.logged();
     assert_eq!(
         logged.matches("the audit log is shorter than what was published of it").count(),

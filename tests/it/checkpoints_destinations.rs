@@ -141,7 +141,7 @@ async fn a_webhook_gets_checkpoints_signed_each_under_its_own_id() {
         json!({ "tenant": "primary", "origin": "byok/primary/1", "size": parsed.size, "root": parsed.root,
             "note": body["data"]["note"] })
     );
-    assert!(!server.logged().contains("CANARY"), "of what the receiver says nothing is read");
+    assert!(!server.logged().contains("CANARY"), "nothing is read from the receiver's answer");
 }
 
 #[tokio::test]

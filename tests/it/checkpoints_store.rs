@@ -54,7 +54,7 @@ async fn an_attempt_is_one_holders_until_its_lease_ends(store: Db) {
     assert!(publish(&store, tenant, "a", two, long).await, "the first one died");
     assert!(!publication(&store, tenant, "a").await.unwrap().due);
     assert!(!publish(&store, tenant, "a", one, long).await);
-    assert!(publish(&store, tenant, "b", one, long).await, "another place");
+    assert!(publish(&store, tenant, "b", one, long).await, "another destination");
     assert!(publish(&store, other, "a", one, long).await, "another tenant");
 }
 

@@ -109,7 +109,7 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
     use std::os::unix::fs::PermissionsExt as _;
     for secret in ["local-key.json", "jwt-secret.json", "audit-signing-key.pem", "byok.db"] {
         let mode = std::fs::metadata(folder.path().join(".byok").join(secret)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o077, 0, "{secret} is open to others");
+        assert_eq!(mode & 0o077, 0, "others can read {secret}");
     }
 }
 
@@ -152,7 +152,7 @@ async fn a_newcomer_watches_the_kill_switch_with_the_readmes_lines() {
     assert!(dev_key("enable").await.contains("for 3 s"));
     let mut waited = Duration::ZERO;
     while pasted(decrypt).await["plaintext"] != "sensitive-data" {
-        assert!(waited < Duration::from_secs(30), "it does not come back");
+        assert!(waited < Duration::from_secs(30), "the key does not work again");
         tokio::time::sleep(Duration::from_millis(200)).await;
         waited += Duration::from_millis(200);
     }

@@ -334,7 +334,7 @@ async fn a_unit_refused_by_the_fence_does_not_affect_its_neighbours() {
     assert_eq!(*bench.store.batches.lock().unwrap(), [1, 6, 4]);
     assert_eq!(bench.store.database.deks(bench.tenant, &[kept_out]).await.unwrap(), []);
     let receipt = outcomes[1].as_ref().unwrap().receipt.clone().unwrap();
-    assert_eq!(receipt.fence, [active(1), proven()].concat(), "what two ask for is asked once");
+    assert_eq!(receipt.fence, [active(1), proven()].concat(), "two units' fences are asked for once");
     assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "1")), Some(proof.proven_at));
     assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "2")), None);
 }
@@ -522,7 +522,7 @@ async fn after_a_lost_answer_a_fence_that_fails_is_no_passage() {
     watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
     assert_eq!(durable.applied, [1], "it is durable");
-    assert!(durable.receipt.is_none(), "and nothing may be answered that stands on the key");
+    assert!(durable.receipt.is_none(), "and no answer under the key may be given");
     assert_eq!(bench.users().await, ["a"]);
 }
 

@@ -143,7 +143,7 @@ async fn idle_connections_end_no_service_where_few_files_may_be_open() {
         idle.push(stream);
     }
     let known = server.decrypt(&token, "r").await;
-    assert_eq!(known.body["plaintext"], "p", "who was there before goes on: {}", known.body);
+    assert_eq!(known.body["plaintext"], "p", "existing connections continue: {}", known.body);
     // A later caller, which opens a new connection for each call.
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
     let began = Instant::now();
@@ -212,5 +212,5 @@ async fn a_strangers_dripping_body_ends_soon_with_many_connections() {
     }
     let mut first = known.swap_remove(0);
     first.write_all(request.as_bytes()).await.unwrap();
-    assert_ne!(first.read(&mut [0; 4_096]).await.unwrap(), 0, "a caller's stays");
+    assert_ne!(first.read(&mut [0; 4_096]).await.unwrap(), 0, "a caller's connection stays open");
 }

@@ -65,7 +65,7 @@ impl Load {
 
 /// Asserts that every acknowledged encrypt can be decrypted, and has its DEK row and its entry.
 async fn nothing_acknowledged_is_lost(server: &TestServer, acknowledged: &[(String, String)]) {
-    assert!(!acknowledged.is_empty(), "the load did something");
+    assert!(!acknowledged.is_empty(), "some calls were acknowledged");
     for chunk in acknowledged.chunks(500) {
         let items: Vec<Value> =
             chunk.iter().map(|(record, token)| json!({ "ciphertext": token, "record_id": record })).collect();
@@ -271,7 +271,7 @@ async fn two_busy_replicas_share_one_log_and_neither_starves() {
     let [one, two] = loads;
     let (one, two) = (one.end().await, two.end().await);
     let (few, many) = (one.len().min(two.len()), one.len().max(two.len()));
-    assert!(few * 5 > many, "one replica starves: {few} against {many}");
+    assert!(few * 5 > many, "one replica gets too few: {few} against {many}");
     nothing_acknowledged_is_lost(&server, &[one, two].concat()).await;
 }
 

@@ -371,7 +371,7 @@ impl Replica {
         let mut answered = answered.map_err(|refusal| refusal.code)?;
         let opened = answered.answers.remove(0).map_err(|refusal| refusal.code)?;
         assert_eq!(opened.plaintext.expose(), b"secret");
-        Ok(answered.committed.expect("a plaintext stands on a key"))
+        Ok(answered.committed.expect("a plaintext depends on a key"))
     }
 
     /// Serves the replica on loopback, over TLS if there is an acceptor. Callers send [`SECRET`].

@@ -26,7 +26,7 @@ async fn until(server: &TestServer, path: &str, right: impl Fn(StatusCode, &Valu
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{path} never said so: {}", server.get(path).await.body)
+    panic!("{path} never had the expected answer: {}", server.get(path).await.body)
 }
 
 #[tokio::test]
@@ -65,11 +65,7 @@ async fn a_passing_check_claims_nothing_while_dark_and_ready_still_passes() {
     policy(&["encrypt"]).await;
     until(&server, "/byok/audit?operation=incident", |_, body| body["entries"][0].is_object()).await;
     let revoked = server.get("/byok/health").await;
-    assert_eq!(
-        (revoked.status.as_u16(), &revoked.body["status"]),
-        (503, &json!("REVOKED")),
-        "remembered or not"
-    );
+    assert_eq!((revoked.status.as_u16(), &revoked.body["status"]), (503, &json!("REVOKED")), "cached or not");
     // The key works again, but is used only after it has worked for ten minutes, and health says
     // so.
     policy(&["encrypt", "decrypt"]).await;
@@ -223,13 +219,13 @@ async fn a_stranger_gets_what_is_known_without_a_call_to_kms() {
     assert_eq!(kms.seen().len(), 0, "nothing is known, and nobody is asked");
     assert_eq!(server.get("/byok/health").await.status, 503);
     let (seen, since) = (kms.seen().len(), std::time::Instant::now());
-    assert!(seen > 0, "a caller has it tried");
+    assert!(seen > 0, "a caller's request triggers an attempt");
     while since.elapsed() < Duration::from_secs(6) {
         let (status, health) = of_stranger(&server, "/byok/health").await;
         assert_eq!(
             (status, &health["error"]),
             (503, &json!("KMS_ACCESS_DENIED")),
-            "it is known now: {health}"
+            "the version is known now: {health}"
         );
         assert_eq!(by_graphql().await["status"], "REVOKED");
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -108,7 +108,7 @@ async fn a_new_key_counts_at_once_and_strangers_cause_few_fetches() {
     let server = TestServer::with(&[("HASURA_GRAPHQL_JWT_SECRET", &configured(&provider.address))]).await;
     until("the keys are there", async || server.get("/readyz").await.status == 200).await;
     assert!(server.logged().contains(r#"\"for-encryption\": its `use` is not `sig`"#), "{}", server.logged());
-    assert_eq!(requests.load(Ordering::SeqCst), 1, "an answer that says nothing of its age stays");
+    assert_eq!(requests.load(Ordering::SeqCst), 1, "an answer without an age remains valid");
     let began = Instant::now();
     assert_eq!(status(&server, &token(2, "key-2")).await.0, 200, "though nobody has fetched it yet");
     assert_eq!(requests.load(Ordering::SeqCst), 2);

@@ -57,7 +57,7 @@ async fn a_hot_dek_is_refused_after_the_bound_without_a_proof() {
         let one = Deployment::new().await.replica().await;
         let token = one.encrypt("r").await.unwrap();
         one.kms.set_behaviour(behaviour);
-        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the proof still stands");
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the proof is still valid");
         one.clock.sleep(3_200);
         // No prober runs beside the calls.
         assert_eq!(one.decrypt(&token, "r").await, refused);
@@ -101,7 +101,7 @@ async fn a_database_whose_clock_is_set_back_makes_no_proof_younger() {
     one.kms.set_behaviour(Behaviour::Hang);
     deployment.ahead.store(-2_000, Ordering::SeqCst);
     one.clock.sleep(2_000);
-    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE, "a proof from the future is none");
+    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE, "a proof from the future does not count");
     deployment.ahead.store(-3_500, Ordering::SeqCst);
     one.clock.sleep(1_500);
     assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
@@ -292,7 +292,7 @@ async fn callers_of_an_unknown_version_do_not_await_each_others_failures() {
         assert_eq!(call.unwrap(), Err(ErrorCode::KmsUnavailable));
     }
     let tries = one.kms.unwraps.load(Ordering::SeqCst);
-    assert!(tries < 10, "{tries} tries, one after the other");
+    assert!(tries < 10, "{tries} attempts in sequence");
 }
 
 #[tokio::test]
@@ -310,7 +310,7 @@ async fn one_replicas_outage_is_not_the_tenants() {
     one.kms.set_behaviour(Behaviour::Hang);
     for _ in 0..40 {
         assert_eq!(two.decrypt(&token, "r").await, Ok(()));
-        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "what it holds is proven by the other one");
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "its DEKs are proven by the other replica");
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     assert_eq!(one.proof("1").await.epoch, 0);

@@ -304,7 +304,7 @@ async fn a_version_turned_off_alone_is_dark_alone_without_any_fallback() {
     }
     let answers = on_new.end().await;
     for seen in &answers.seen {
-        assert!(seen.secret, "the new version goes on: {} {}", seen.status, seen.body);
+        assert!(seen.secret, "the new version continues: {} {}", seen.status, seen.body);
     }
     let is = postures(&database).await;
     assert_eq!((is[0].1.as_str(), is[1].1.as_str()), ("revoked", "active"), "{is:?}");
@@ -416,9 +416,10 @@ async fn a_rotation_stalls_in_the_dark_and_goes_on_after() {
     relay.state.slow.store(0, std::sync::atomic::Ordering::Relaxed);
     let in_the_dark = moved().await;
     assert!(in_the_dark < kept.len() as i64, "it was not done before the key was turned off");
-    eventually("it says why", async || server.get(&job).await.body["stalled"] == "KMS_ACCESS_DENIED").await;
+    eventually("it has a reason", async || server.get(&job).await.body["stalled"] == "KMS_ACCESS_DENIED")
+        .await;
     assert!(off.elapsed() > A);
-    assert_eq!(moved().await, in_the_dark, "nothing moves in the dark");
+    assert_eq!(moved().await, in_the_dark, "nothing is rotated while the key is off");
     switch.on().await;
     eventually("it is done", async || server.get(&job).await.body["state"] == "DONE").await;
     let done = server.get(&job).await.body;

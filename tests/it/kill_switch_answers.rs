@@ -151,7 +151,7 @@ impl Taken {
     fn ended_in_time(&self, off: Instant) {
         let late = self.pieces.iter().filter(|(at, _)| *at > off + A + SLACK);
         let late: usize = late.map(|(_, length)| length).sum();
-        assert!(late <= IN_FLIGHT, "{late} bytes came past the bound");
+        assert!(late <= IN_FLIGHT, "{late} bytes came after the bound");
         assert!(!self.whole && self.bytes() < 10_000_000, "{} bytes came", self.bytes());
     }
 }

@@ -114,7 +114,7 @@ async fn none_answers_past_the_bound(fault: Fault) {
     let all = [&well, &no_database, &no_kms, &*stopped, &bounced];
     let times_logged: usize =
         all.iter().map(|server| server.logged().matches("a key was turned off").count()).sum();
-    assert_eq!(times_logged, 1, "who turned it says so, and nobody else");
+    assert_eq!(times_logged, 1, "only the replica that changed the posture logs it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,13 +161,13 @@ async fn one_sees_an_outage(fault: Fault) {
     for caller in callers {
         let answers = caller.end().await;
         for seen in &answers.seen {
-            assert!(seen.secret, "{} goes on: {} {}", answers.what, seen.status, seen.body);
+            assert!(seen.secret, "{} continues: {} {}", answers.what, seen.status, seen.body);
         }
     }
     assert_eq!(incidents(&database).await, []);
     to_kms.mend(fault).await;
     let served = async || cut_off.decrypt(&tokens[1], "cold-record").await.status == 200;
-    eventually("what is cold is served again", served).await;
+    eventually("cold records are served again", served).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

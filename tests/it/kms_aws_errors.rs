@@ -160,7 +160,7 @@ async fn an_answer_that_names_another_key_is_not_used() {
         front.fail(operation, 9, Fault::OtherKey);
     }
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::Misconfigured); 4]);
-    assert_eq!(front.calls().len() - before, 4, "nothing is tried again, and nothing elsewhere");
+    assert_eq!(front.calls().len() - before, 4, "nothing is retried, and nothing is sent elsewhere");
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn what_we_send_names_the_key_and_binds_the_dek() {
             }
             "GenerateDataKey" | "Encrypt" => assert_eq!(call.body["KeyId"], json!(key.arn)),
             "ListKeyRotations" => {}
-            other => panic!("nobody asked for {other}"),
+            other => panic!("{other} was not requested"),
         }
     }
 }

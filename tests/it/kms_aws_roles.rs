@@ -83,7 +83,7 @@ async fn a_refused_role_is_not_asked_for_with_every_call() {
     role.trust(Some(EXTERNAL_ID)).await;
     let began = Instant::now();
     while class(&kms).await.is_some() {
-        assert!(began.elapsed() < Duration::from_secs(120), "it comes back by itself");
+        assert!(began.elapsed() < Duration::from_secs(120), "it works again by itself");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -236,7 +236,7 @@ async fn a_pods_token_is_exchanged_and_read_again() {
     assert_eq!(
         class(&kms).await,
         Some(KmsErrorClass::AccessDenied),
-        "the next one is of the token that is there now"
+        "the next session uses the current token"
     );
     assert_eq!(class(&kms).await, Some(KmsErrorClass::AccessDenied), "and the first is not used again");
 }

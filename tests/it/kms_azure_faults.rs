@@ -140,7 +140,7 @@ async fn throttling_slows_us_down_and_does_not_multiply_calls() {
             .iter()
             .all(|answer| { answer.as_ref().is_err_and(|error| error.class == KmsErrorClass::Throttled) })
     );
-    assert!(began.elapsed() >= Duration::from_secs(1), "what is asked for is waited for");
+    assert!(began.elapsed() >= Duration::from_secs(1), "a requested wait is respected");
     let sent = azure.count("vault", "wrapKey").await;
     // The requests that were in flight together, and one a second until the deadline.
     assert!(sent <= 16 + 5, "{sent} requests for 100 items");

@@ -29,7 +29,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         seconds(0.1).await;
     }
-    panic!("{what}: it never holds");
+    panic!("{what}: not in time");
 }
 
 async fn with(google: &Google, credentials: &Value) -> GcpKms {
@@ -217,7 +217,7 @@ async fn a_disabled_account_is_refused_with_its_token_and_comes_back() {
     google.control("account", json!({ "email": ACCOUNT, "disabled": true })).await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     google.control("account", json!({ "email": ACCOUNT, "disabled": false })).await;
-    until("it is let in again", async || wraps(&kms).await.is_none()).await;
+    until("it is accepted again", async || wraps(&kms).await.is_none()).await;
 }
 
 #[tokio::test]
@@ -459,6 +459,6 @@ async fn googles_words_and_our_secrets_stay_out_of_errors_and_logs() {
     let ours = log.ours();
     assert!(ours.contains("the KMS did not do it") && ours.contains("no Google access token"), "{ours}");
     for secret in ["canary", &plain, "ya29.", "BEGIN PRIVATE KEY", "assertion"] {
-        assert!(!errors.contains(secret) && !ours.contains(secret), "{secret} got out");
+        assert!(!errors.contains(secret) && !ours.contains(secret), "{secret} leaked");
     }
 }

@@ -109,6 +109,6 @@ async fn with_optional_rights_doctor_says_how_a_key_was_made() {
         }
         let without = transit.vault.token(&[&transit.policy], json!({})).await;
         let kms = transit.kms_with(&without, |settings| settings.key = key.to_owned());
-        assert!(kms.exposure().await.is_empty(), "it says nothing of what it may not look at");
+        assert!(kms.exposure().await.is_empty(), "it reports nothing about what it may not read");
     }
 }

@@ -113,7 +113,7 @@ async fn items_past_the_budget_wait_unless_they_can_never_pass() {
     let never = server.post("/byok/encrypt/many", json!({ "items": plain(11) })).await;
     assert_eq!((never.status.as_u16(), &never.body["code"]), (413, &json!("TOO_MANY_ITEMS")));
     assert_eq!(never.body["retryable"], false);
-    assert!(never.headers.get("retry-after").is_none(), "a wait would be a lie");
+    assert!(never.headers.get("retry-after").is_none(), "waiting would not help");
     assert!(never.body["detail"].as_str().unwrap().contains("never"), "{}", never.body);
     let never = server.graphql(&admin, ENCRYPT_MANY, json!({ "i": camel(&plain(11)) })).await;
     assert_eq!(never["errors"][0]["extensions"]["code"], "TOO_MANY_ITEMS", "{never}");
@@ -396,7 +396,7 @@ async fn the_junk_of_one_user_uses_only_their_own_share() {
         // Not a token; and a token that cannot be decrypted in this context.
         let answer = server.graphql(&greedy, &roots(300, ciphertext, "not-r"), Value::Null).await;
         assert_eq!(counted(&answer, "RATE_LIMITED").0, 0, "{ciphertext}");
-        assert!(counted(&answer, "RATE_LIMITED").1 >= 190, "theirs is used up: {answer}");
+        assert!(counted(&answer, "RATE_LIMITED").1 >= 190, "their own share is used up: {answer}");
     }
     // When two users have called in a minute, each has half of it; the junk used none of the
     // other's half.

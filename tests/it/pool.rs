@@ -181,7 +181,7 @@ async fn each_is_used_once_and_the_bound_is_never_exceeded() {
     };
     let answers = tokio::select! {
         answers = futures_util::future::join_all(calls) => answers,
-        () = watch => unreachable!("it watches for ever"),
+        () = watch => unreachable!("it is watched without end"),
     };
     for answer in &answers {
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -240,7 +240,8 @@ async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
             .await
             .unwrap();
     assert_eq!(used as u64, answered, "none was used after that");
-    until("the other one's goes, too, though nobody asks it", async || counts(&other).await.held == 0).await;
+    until("the other one's pool is dropped too, without a call", async || counts(&other).await.held == 0)
+        .await;
     for n in 0..5 {
         assert_ne!(bench.try_to_encrypt(&format!("dark-{n}")).await, 200);
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -249,7 +250,7 @@ async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
     assert_eq!(
         (dark.held, dark.taken, dark.made),
         (0, after.taken, after.made),
-        "nothing is made in the dark"
+        "nothing is made while the key is off"
     );
 
     bench.allow(&["encrypt", "decrypt"]).await;
@@ -315,7 +316,7 @@ async fn the_pool_takes_half_of_the_budget_and_leaves_callers_half() {
     let server = TestServer::with(&environment).await;
     let began = Instant::now();
     server.encrypt("p", "first").await;
-    until("it takes what it may", async || counts(&server).await.made >= 60).await;
+    until("it uses its share", async || counts(&server).await.made >= 60).await;
     let asked = || relays[0].state.counts.lock().unwrap().get("encrypt").copied().unwrap_or_default() as u64;
     // Half of the budget at once, and two a second, plus the caller's own request and the canary's.
     let most = 120 + 2 * (began.elapsed().as_secs() + 1) + 2;

@@ -56,7 +56,7 @@ async fn a_late_answer_is_withheld_whole_and_each_entry_refused() {
         assert_eq!(decrypts, [&refused, &refused, "Decrypt Ok", "Decrypt Ok"]);
         assert!(!release.may_leave());
         one.kms.set_behaviour(Behaviour::Work);
-        assert!(!release.may_leave(), "what was withheld stays so");
+        assert!(!release.may_leave(), "a withheld answer stays withheld");
     }
 }
 

@@ -109,7 +109,7 @@ async fn is_broken_off(one: &Replica, mut stream: impl AsyncRead + AsyncWrite + 
     one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let rest = rest(&mut stream).await;
-    assert!(rest <= IN_FLIGHT, "{rest} bytes came past the bound");
+    assert!(rest <= IN_FLIGHT, "{rest} bytes came after the bound");
     assert_eq!(one.outcomes(1).await, ["Decrypt Ok"], "some of it was given");
 }
 
@@ -210,7 +210,7 @@ async fn an_answer_that_is_read_slowly_over_http2_ends_alone() {
     one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let (plaintext, whole) = drain(answer.body_mut()).await;
-    assert!(!whole && plaintext <= IN_FLIGHT, "{plaintext} bytes came past the bound");
+    assert!(!whole && plaintext <= IN_FLIGHT, "{plaintext} bytes came after the bound");
     is_live(&mut sender).await;
 }
 

@@ -39,7 +39,7 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
 
     // The file is written before the password is changed, so the new URL does not work yet.
     fs::write(&path, url("second-s3cret")).unwrap();
-    until("it is said", async || refusals(&server) == 1).await;
+    until("it is reported", async || refusals(&server) == 1).await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200, "the previous URL stays in use");
 
     let moment = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
@@ -59,20 +59,20 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     let terminate =
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'byok_rotated'";
     number(&postgres.url, terminate).await;
-    until("it goes on by the new one", async || server.decrypt(&token, "r").await.status == 200).await;
+    until("it continues with the new one", async || server.decrypt(&token, "r").await.status == 200).await;
 
     // Not a URL of PostgreSQL, and a URL of another database.
     fs::write(&path, "mysql://byok_rotated:third-s3cret@localhost/byok_rotated").unwrap();
-    until("it is said", async || server.logged().contains("is not valid")).await;
+    until("it is reported", async || server.logged().contains("is not valid")).await;
     execute(&postgres.url, "CREATE DATABASE byok_other OWNER byok_rotated").await;
     let good = url("second-s3cret");
     fs::write(&path, format!("{}/byok_other", good.strip_suffix("/byok_rotated").unwrap())).unwrap();
-    until("it is said", async || {
+    until("it is reported", async || {
         refusals(&server) == 2 || server.logged().contains("names another database")
     })
     .await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
-    assert!(!server.logged().contains("s3cret"), "no message holds a piece of a value");
+    assert!(!server.logged().contains("s3cret"), "no message contains part of a value");
 }
 
 #[tokio::test]
@@ -91,5 +91,5 @@ async fn a_url_corrected_before_any_database_was_reached_is_taken_untried() {
     until("it serves by the new URL", async || server.get("/ready").await.status == 200).await;
     let token = server.encrypt("plain", "r").await;
     assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "plain");
-    assert_eq!(refusals(&server), 0, "nothing was there to try it against");
+    assert_eq!(refusals(&server), 0, "there was no database to try it with");
 }

@@ -346,7 +346,7 @@ async fn a_release_without_macs_may_write_until_all_rows_are_sealed() {
     sealing_has_ended(&database).await;
     assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 0);
     // A DEK that it made now would be refused by every server with the secret.
-    until("it makes none any more", async || {
+    until("it makes no more DEKs", async || {
         encrypt(&before, "r-3").await.body["code"] == "ROW_MAC_KEY_REQUIRED"
     })
     .await;
@@ -382,7 +382,7 @@ async fn a_log_that_is_damaged_seals_no_row() {
     assert_eq!(
         server.decrypt(&token, "r-1").await.body["plaintext"],
         "one",
-        "what is there is read as before"
+        "existing values can still be read"
     );
     assert_eq!(number(&database, "np_byok_audit WHERE operation = 'seal'").await, 0);
 
@@ -421,7 +421,7 @@ async fn no_database_makes_a_server_forget_that_rows_were_sealed() {
     // The log is damaged for a moment, which clears what the server remembers of the database.
     let flip = "UPDATE np_byok_heads SET frontier = set_byte(frontier, 0, get_byte(frontier, 0) # 1)";
     edit(&server, flip).await;
-    until("it is seen", async || encrypt(&server, "r-2").await.status != 200).await;
+    until("the damage is noticed", async || encrypt(&server, "r-2").await.status != 200).await;
     edit(&server, flip).await;
     until("it serves again", async || encrypt(&server, "r-2").await.status == 200).await;
     for _ in 0..3 {
@@ -453,7 +453,7 @@ async fn where_macs_are_required_a_row_without_one_is_refused() {
     assert!(verdict.contains("FAIL  rows: 1 have no MAC, and are refused"), "{verdict}");
     tokio::time::sleep(Duration::from_secs(2)).await;
     let sealed = "np_byok_audit WHERE operation = 'seal'";
-    assert_eq!(number(&server.database().await, sealed).await, 0, "what is not so is not logged");
+    assert_eq!(number(&server.database().await, sealed).await, 0, "nothing false is logged");
 }
 
 #[tokio::test]

@@ -117,7 +117,7 @@ async fn a_slow_reader_holds_half_of_the_rest_at_most() {
     for _ in 0..10 {
         let asked = server.client.post(format!("{}/byok/decrypt/many", server.base));
         let served = answer(asked.bearer_auth(server.jwt("service", "alice")).json(&other)).await;
-        assert_eq!(served.status, 200, "another user pays for it: {}", served.body);
+        assert_eq!(served.status, 200, "another user is affected: {}", served.body);
     }
 }
 

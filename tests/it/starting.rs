@@ -60,7 +60,7 @@ async fn with_the_database_down_it_says_so_and_serves_once_up() {
     let stranger = server.call(Method::POST, "/byok/encrypt", "no.jwt.atall", Some(encrypt)).await;
     assert_ne!(
         stranger.body["code"], "STORE_UNAVAILABLE",
-        "a bad credential is one, whatever the database does"
+        "a bad credential is refused, whatever the database does"
     );
 
     database.start_again();

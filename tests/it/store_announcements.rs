@@ -100,7 +100,7 @@ async fn only_the_holder_of_an_attempt_says_how_it_went(store: Db) {
     let short = AnnouncementStep::Begin { lease: Duration::ZERO };
     assert!(applied(&store, tenant, announce(incident, 1, holder, short)).await);
     tokio::time::sleep(Duration::from_millis(5)).await;
-    assert!(begins(&store, tenant, incident, 2, holder).await, "it was this holder's before");
+    assert!(begins(&store, tenant, incident, 2, holder).await, "this holder had it before");
     let steps = [
         AnnouncementStep::Failed { after: Duration::ZERO },
         AnnouncementStep::End(AnnouncementOutcome::Announced),
@@ -187,7 +187,7 @@ async fn key_versions_and_tenants_do_not_wait_for_each_other(store: Db) {
     assert!(!begins(&store, other, ids[0], 1, Uuid::new_v4()).await, "it is another tenant's");
     ends(&store, one, ids[1]).await;
     assert_eq!(due_ids(&store, one).await[0], ids[0]);
-    assert_eq!(due_ids(&store, one).await.len(), 2, "what follows the one that has ended is due");
+    assert_eq!(due_ids(&store, one).await.len(), 2, "the next one is due after it has ended");
 }
 
 async fn a_step_that_is_committed_again_does_nothing_more(store: Db) {

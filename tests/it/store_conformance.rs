@@ -733,7 +733,11 @@ async fn a_job_that_has_ended_takes_no_other_command(store: Db) {
     for command in [JobCommand::Pause, JobCommand::Resume, JobCommand::Cancel] {
         assert_eq!(commanded(&store, tenant, done.id, command).await, 0);
     }
-    assert_eq!(store.commit(&last).await.unwrap().applied, [1], "the last step again finds what it left");
+    assert_eq!(
+        store.commit(&last).await.unwrap().applied,
+        [1],
+        "repeating the last step finds its own result"
+    );
     assert_eq!(store.job(tenant, done.id).await.unwrap().unwrap().0.state, JobState::Done);
     // A retried command whose first outcome was unknown is not reported as failed.
     let id = start(&store, tenant).await;

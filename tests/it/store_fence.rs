@@ -177,7 +177,7 @@ async fn a_need_ends_by_the_databases_clock(store: Db) {
     assert_eq!(probed(&store, tenant).await, ["1", "2"]);
     assert_eq!(one(&store, tenant, need("3", 60_000)).await, 1);
     assert_eq!(probed(&store, tenant).await, ["1", "2", "3"]);
-    assert_eq!(store.proofs(tenant).await.unwrap().rows.len(), 3, "a need changes no proof");
+    assert_eq!(store.proofs(tenant).await.unwrap().rows.len(), 3, "extending a watch changes no proof");
     assert_eq!(proof_of(&store, tenant, "1").await.revision, 1);
 }
 
@@ -218,7 +218,7 @@ async fn a_retired_version_is_gone_until_it_is_watched_again(store: Db) {
     };
     assert_eq!(known().await, ["2"]);
     assert_eq!(probed(&store, tenant).await, [""; 0]);
-    assert_eq!(store.proofs(other).await.unwrap().rows.len(), 1, "another tenant's stay");
+    assert_eq!(store.proofs(other).await.unwrap().rows.len(), 1, "another tenant's rows stay");
 
     // Writes by a replica that has not noticed the retirement.
     assert_eq!(one(&store, tenant, need("1")).await, 0);
@@ -439,7 +439,10 @@ async fn a_row_that_was_written_is_not_unchanged(store: Db) {
     assert!(passes(&store, tenant, unchanged(1)).await.is_ok());
     one(&store, tenant, Change::ExtendWatch { key_version: first.key_version.clone(), lasting: MINUTE })
         .await;
-    assert!(passes(&store, tenant, unchanged(1)).await.is_ok(), "a need is no news of the key");
+    assert!(
+        passes(&store, tenant, unchanged(1)).await.is_ok(),
+        "extending a watch says nothing about the key"
+    );
     // The revision alone counts, not the posture, the epoch or the time.
     let mut to = first.clone();
     (to.posture, to.epoch, to.proven_at) = (Posture::Revoked, 2, first.proven_at.plus(MINUTE));
@@ -601,7 +604,7 @@ async fn the_fence_is_asked_before_the_batch_changes_anything(store: Db) {
         changes: vec![Change::Watch { proof: proof("3", first.proven_at), canary: canary("3") }],
         ..fenced_batch(tenant, 1, vec![fence("3", Requirement::Active { epoch: 1 })])
     };
-    assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced), "no batch makes its own proof");
+    assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced), "no batch proves its own key");
 }
 
 async fn in_turn_the_fence_is_asked_too(store: Db) {

@@ -85,7 +85,7 @@ async fn a_statement_that_waited_tells_how_old_the_proof_has_become() {
         let batch = proven(tenant, base, WITHIN);
         let passed = commit_behind(&database, &store, batch, form, meanwhile).await.unwrap().reading.unwrap();
         assert_eq!(passed.proven_at, [first.proven_at]);
-        assert!(passed.now.since(first.proven_at) >= HELD, "who asks whether it is younger is told no");
+        assert!(passed.now.since(first.proven_at) >= HELD, "the proof has become too old");
     }
     assert_eq!(store.log_size(tenant).await.unwrap(), 3);
 }

@@ -56,7 +56,7 @@ async fn survives(server: &TestServer, fail: impl AsyncFn(), mend: impl AsyncFn(
             assert_eq!((ready.status.as_u16(), &ready.body["reason"]), (503, &json!("STORE_UNAVAILABLE")));
             break;
         }
-        assert!(turn < 100, "it is ready all the same");
+        assert!(turn < 100, "it is still ready");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -91,7 +91,7 @@ async fn until_there(path: &Path) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("{} never came", path.display());
+    panic!("{} never appeared", path.display());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -126,7 +126,7 @@ async fn a_database_that_falls_silent_is_waited_for_within_a_limit() {
     assert_eq!(cuttable.proxied.commit(&batch).await, Err(CommitError::Unknown));
     assert!(start.elapsed() < ENDLESS);
 
-    let record: Arc<str> = "never heard of".into();
+    let record: Arc<str> = "never committed".into();
     cuttable.proxy.cut(record.as_bytes(), Cut::Silence);
     let start = Instant::now();
     assert_eq!(

@@ -50,7 +50,7 @@ async fn a_planted_function_runs_as_the_owner_only_before_the_migration() {
     execute(&serving, PLANTED).await;
     assert_eq!(try_execute(&serving, DELETE).await, Err(DENIED.to_owned()));
     execute(&serving, MAKE_PARTITIONS).await;
-    assert_eq!(try_execute(&serving, DELETE).await, Ok(0), "this is what the migration ends");
+    assert_eq!(try_execute(&serving, DELETE).await, Ok(0), "the migration ends this");
 
     // The planted functions exist while the owner migrates, and afterwards; the grants revoke
     // whatever they granted.
@@ -73,7 +73,7 @@ async fn the_serving_roles_objects_do_not_run_as_the_tables_owner() {
     let last = number(&owner, last).await;
     execute(&owner, &format!("DROP TABLE np_byok_audit_{last}")).await;
     store.upkeep().await.unwrap();
-    assert_eq!(number(&owner, MONTHS).await, 4, "it makes partitions all the same");
+    assert_eq!(number(&owner, MONTHS).await, 4, "it still makes partitions");
     assert_eq!(try_execute(&serving, DELETE).await, Err(DENIED.to_owned()));
     // Nor when the owner migrates again, which renews the grants.
     store.migrate().await.unwrap();

@@ -26,7 +26,7 @@ async fn until(url: &str, sql: &str) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("it never came to hold: {sql}");
+    panic!("not in time: {sql}");
 }
 
 /// From here on the standby receives all commits, and shows none of them.
@@ -134,7 +134,7 @@ async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("it never came to hold: {what}");
+    panic!("not in time: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

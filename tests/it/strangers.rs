@@ -113,7 +113,7 @@ async fn strangers_who_read_slowly_or_are_many_take_nothing_from_callers() {
         .collect();
     for _ in 0..140 {
         let answer = server.decrypt(&token, "r").await;
-        assert_eq!(answer.body, json!({ "plaintext": "kept" }), "a caller pays for strangers");
+        assert_eq!(answer.body, json!({ "plaintext": "kept" }), "a caller is affected by strangers");
     }
     for client in clients {
         client.await.unwrap();

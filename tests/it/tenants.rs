@@ -80,7 +80,7 @@ async fn a_tenant_that_is_renamed_is_served_under_its_new_name() {
     assert_eq!(
         several.caller("acme").await.err(),
         Some(ErrorCode::PermissionDenied),
-        "it is nobody's name now"
+        "no tenant has that name now"
     );
 }
 

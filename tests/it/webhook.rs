@@ -359,7 +359,7 @@ async fn what_a_killed_replica_was_sending_another_sends_with_its_id() {
     bench.server.kill().await;
     let other = bench.server.replica().await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(receiver.received().len(), 1, "as long as the lease holds, nobody else sends it");
+    assert_eq!(receiver.received().len(), 1, "nobody else sends it while the lease holds");
     bench.hurry().await;
     bench.ended(&incident, 2, "announced").await;
     let received = receiver.received();

@@ -485,7 +485,7 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
     let mut parts = parts;
     // The only unsigned call: with strict IAM, fakecloud denies every unsigned request.
     if operation == "AssumeRoleWithWebIdentity" {
-        assert!(!parts.headers.contains_key("authorization"), "the token is what shows who we are");
+        assert!(!parts.headers.contains_key("authorization"), "the token identifies us");
         parts.headers.insert("authorization", authorization(REGION, "sts").parse().expect("a header"));
     }
     let sent = client.request(parts.method, url).headers(parts.headers).body(body).send().await;

@@ -35,7 +35,7 @@ const BOUND: Duration = Duration::from_secs(15 * 60);
 /// requests go to the server in real time.
 pub(crate) async fn refused_within_the_bound(kms: &dyn Kms) -> KmsErrorClass {
     let revoked = tokio::time::Instant::now();
-    assert_eq!(wraps(kms).await, None, "what the credential gave before is still good");
+    assert_eq!(wraps(kms).await, None, "what the credential obtained is still accepted");
     while revoked.elapsed() <= BOUND {
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(20)).await;
@@ -46,5 +46,5 @@ pub(crate) async fn refused_within_the_bound(kms: &dyn Kms) -> KmsErrorClass {
             return class;
         }
     }
-    panic!("it is not refused within the bound");
+    panic!("the credential is not refused within the bound");
 }

@@ -103,7 +103,7 @@ impl Offered {
             }
             whole = whole.or_else(|| {
                 let head = answer.windows(4).position(|end| end == b"\r\n\r\n")?;
-                let length = header(&answer[..head], "content-length").expect("every answer says its length");
+                let length = header(&answer[..head], "content-length").expect("every answer has a length");
                 Some(head + 4 + length.parse::<usize>().expect("a number"))
             });
         }
@@ -136,6 +136,6 @@ fn header(answer: &[u8], name: &str) -> Option<String> {
 /// A figure of the kernel's about a process, in KiB: `VmRSS`, `VmHWM` …
 pub(crate) fn memory(pid: u32, what: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with(what)).expect("the kernel says so");
+    let line = status.lines().find(|line| line.starts_with(what)).expect("the kernel reports it");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }

@@ -144,7 +144,7 @@ impl Answers {
         }
         assert!(
             self.seen.iter().any(|seen| seen.arrived > off + bound),
-            "{what}: nothing came past the bound"
+            "{what}: no answer came after the bound"
         );
         let first = self.seen.iter().find(|seen| !seen.secret && seen.arrived > off);
         let first = first.map(|seen| seen.arrived - off).unwrap_or_default();
@@ -168,7 +168,7 @@ impl Answers {
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(60), "it did not come to that: {what}");
+        assert!(began.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
