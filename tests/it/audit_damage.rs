@@ -125,7 +125,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let verdict = sealed.verify(&[]).await;
     verdict.holds();
     assert!(verdict.text.contains("(1 of them erased)"), "{}", verdict.text);
-    // The entry that records the erasure is later than the last checkpoint.
+    // The entry that says so is after what the last checkpoint covers.
     open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
     sealed.checkpoint().await;
     for verdict in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
@@ -165,8 +165,8 @@ async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
     ours.holds();
     assert!(ours.text.contains("open   personal") && ours.text.contains(count), "{}", ours.text);
     python.holds();
-    let finding = ", 1 values erased (open: of 1 place(s) no entry that is shown says so)";
-    assert!(python.text.contains(finding), "{}", python.text);
+    let said = ", 1 values erased (open: of 1 place(s) no entry that is shown says so)";
+    assert!(python.text.contains(said), "{}", python.text);
 }
 
 #[tokio::test]

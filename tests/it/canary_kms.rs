@@ -86,7 +86,7 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
     assert!(secrets.len() > 2, "plain DEKs were seen on the way");
     secrets.push("CANARY".to_owned());
     let (logs, dump) = (server.logged(), crate::canary::dump(&server.database().await).await);
-    assert!(logs.contains("the KMS did not do it"), "the provider's errors occurred");
+    assert!(logs.contains("the KMS did not do it"), "the provider's errors were met");
     for secret in &secrets {
         assert!(!answers.contains(secret.as_str()), "an answer contains {secret}: {answers}");
         assert!(!logs.contains(secret.as_str()), "the log holds {secret}");

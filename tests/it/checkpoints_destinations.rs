@@ -126,14 +126,14 @@ async fn a_webhook_gets_checkpoints_signed_each_under_its_own_id() {
     let server = TestServer::with(&[&[(KEY_FILE, &*key), EVERY], &hook[..]].concat()).await;
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     server.encrypt("p", "r-1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     hurry(&server).await;
-    receiver.came_at_least(2).await;
+    receiver.receive_at_least(2).await;
     server.encrypt("p", "r-2").await;
-    let came = receiver.came_at_least(3).await;
-    assert_eq!(came[0].id, came[1].id, "the same again after a failure");
-    assert_ne!(came[1].id, came[2].id);
-    let body: Value = serde_json::from_slice(&came[2].body).unwrap();
+    let received = receiver.receive_at_least(3).await;
+    assert_eq!(received[0].id, received[1].id, "the same again after a failure");
+    assert_ne!(received[1].id, received[2].id);
+    let body: Value = serde_json::from_slice(&received[2].body).unwrap();
     let parsed = verified(body["data"]["note"].as_str().unwrap(), vkey).unwrap();
     assert_eq!(body["type"], "checkpoint");
     assert_eq!(
@@ -155,7 +155,7 @@ async fn a_place_that_is_down_delays_no_other_and_catches_up() {
     let server = TestServer::with(&[&[(KEY_FILE, &*key), EVERY], &hook[..]].concat()).await;
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     server.encrypt("p", "r-1").await;
-    down.came_at_least(1).await;
+    down.receive_at_least(1).await;
     for n in 2..5 {
         server.encrypt("p", &format!("r-{n}")).await;
         caught_up(&server, &directory).await;
@@ -167,11 +167,11 @@ async fn a_place_that_is_down_delays_no_other_and_catches_up() {
             .contains("a checkpoint could not be published: no published one covers the latest entries")
     );
     hurry(&server).await;
-    down.came_at_least(2).await;
+    down.receive_at_least(2).await;
     hurry(&server).await;
-    let came = down.came_at_least(3).await;
+    let received = down.receive_at_least(3).await;
     // The tree of the delivered checkpoint contains the tree of every one that the receiver missed.
-    let got: Value = serde_json::from_slice(&came[2].body).unwrap();
+    let got: Value = serde_json::from_slice(&received[2].body).unwrap();
     let got = verified(got["data"]["note"].as_str().unwrap(), vkey).unwrap();
     let now = verified(&note(&server).await, vkey).unwrap();
     assert_eq!(got, now);

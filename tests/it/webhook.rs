@@ -101,7 +101,7 @@ impl Receiver {
         self.received().into_iter().map(|delivered| delivered.id).collect()
     }
 
-    pub(crate) async fn came_at_least(&self, count: usize) -> Vec<Delivered> {
+    pub(crate) async fn receive_at_least(&self, count: usize) -> Vec<Delivered> {
         eventually(async || self.received().len() >= count).await;
         self.received()
     }
@@ -241,12 +241,12 @@ async fn a_key_versions_incidents_arrive_in_order_and_delay_no_other() {
     for posture in [Posture::Degraded, Posture::Revoked, Posture::Active, Posture::Revoked] {
         ids.push(bench.turn(&mut proof, posture).await.id.to_string());
         if ids.len() == 1 {
-            receiver.came_at_least(1).await;
+            receiver.receive_at_least(1).await;
         }
     }
     let other = bench.revoke("2").await;
     bench.ended(&other, 1, "announced").await;
-    let received = receiver.came_at_least(6).await;
+    let received = receiver.receive_at_least(6).await;
     assert_eq!(
         received[..2].iter().map(|received| &received.id).collect::<Vec<_>>(),
         [&ids[0], &other.id.to_string()]
@@ -274,7 +274,7 @@ async fn a_receiver_that_hangs_is_left_and_delays_no_rotation() {
     bench.server.encrypt("p", "r").await;
     bench.server.key.rotate().await;
     let incident = bench.revoke("1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     let started = bench.server.post("/byok/rotate", json!({})).await.body;
     let path = format!("/byok/rotate/{}", started["id"].as_str().unwrap());
     eventually(async || bench.server.get(&path).await.body["state"] == "DONE").await;
@@ -340,7 +340,7 @@ async fn two_replicas_deliver_once_between_them() {
             expected.push(bench.turn(&mut proof, posture).await.id.to_string());
         }
     }
-    receiver.came_at_least(expected.len()).await;
+    receiver.receive_at_least(expected.len()).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let received = receiver.ids();
     for (version, ids) in expected.chunks(4).enumerate() {
@@ -355,7 +355,7 @@ async fn what_a_killed_replica_was_sending_another_sends_with_its_id() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let mut bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     bench.server.kill().await;
     let other = bench.server.replica().await;
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -374,7 +374,7 @@ async fn a_stop_waits_for_no_receiver_and_leaves_work_to_others() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let mut bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     let began = Instant::now();
     assert_eq!(bench.server.stop().await, Some(0));
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
@@ -435,7 +435,7 @@ async fn no_secret_address_uid_or_answer_is_in_a_log() {
     let mut proof = bench.watched("1").await;
     let first = bench.turn(&mut proof, Posture::Revoked).await;
     let second = bench.turn(&mut proof, Posture::Active).await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     eventually(async || {
         bench.hurry().await;
         bench.state(&second).await.1.is_some()
