@@ -12,28 +12,31 @@ struct Map(BTreeMap<String, usize>);
 impl Map {
     fn read() -> Self {
         let text = read("ARCHITECTURE.md");
-        let table = text.split("| row | rooms |").nth(1).expect("ARCHITECTURE.md has the table of rooms");
-        let mut rooms = BTreeMap::new();
+        let table = text.split("| row | rooms |").nth(1).expect("ARCHITECTURE.md has the table of modules");
+        let mut modules = BTreeMap::new();
         for line in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
             let row = cells[1].parse::<usize>().unwrap_or_else(|_| panic!("no number of a row: {line}"));
-            for room in cells[2].split('`').skip(1).step_by(2) {
-                let before = rooms.insert(room.to_owned(), row);
-                assert_eq!(before, None, "the module {room} is in the table twice");
+            for module in cells[2].split('`').skip(1).step_by(2) {
+                let before = modules.insert(module.to_owned(), row);
+                assert_eq!(before, None, "the module {module} is in the table twice");
             }
         }
-        Self(rooms)
+        Self(modules)
     }
 
-    fn row_of(&self, room: &str) -> usize {
-        *self.0.get(room).unwrap_or_else(|| panic!("the room {room} is not in the table of ARCHITECTURE.md"))
+    fn row_of(&self, module: &str) -> usize {
+        *self
+            .0
+            .get(module)
+            .unwrap_or_else(|| panic!("the module {module} is not in the table of ARCHITECTURE.md"))
     }
 
     /// The modules that a text names: `crate::module::…` and the members of `use crate::{…}`.
     fn named_in(&self, text: &str) -> Vec<String> {
-        let mut rooms = named_after("crate::", text);
-        rooms.retain(|room| self.0.contains_key(room));
-        rooms
+        let mut modules = named_after("crate::", text);
+        modules.retain(|module| self.0.contains_key(module));
+        modules
     }
 }
 
@@ -84,9 +87,9 @@ fn sources() -> Vec<(String, PathBuf, String)> {
         .into_iter()
         .map(|path| {
             let inside = path.strip_prefix(&source).unwrap().to_owned();
-            let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+            let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
             let text = fs::read_to_string(&path).unwrap();
-            (room, inside, text)
+            (module, inside, text)
         })
         .collect()
 }
@@ -95,12 +98,12 @@ fn sources() -> Vec<(String, PathBuf, String)> {
 fn imports_run_down_only() {
     let map = Map::read();
     let mut upward = BTreeMap::new();
-    for (room, path, text) in sources() {
-        if room == "lib" {
+    for (module, path, text) in sources() {
+        if module == "lib" {
             continue;
         }
         for named in map.named_in(&text) {
-            if named != room && map.row_of(&named) >= map.row_of(&room) {
+            if named != module && map.row_of(&named) >= map.row_of(&module) {
                 upward.insert(path.display().to_string(), named);
             }
         }
@@ -128,8 +131,8 @@ fn files_of_the_keyring_use_only_files_above_them() {
     let calls = rows.last().expect("the table has rows");
 
     let mut seen = BTreeSet::new();
-    for (room, path, text) in sources() {
-        if room != "keyring" || path == Path::new("keyring/mod.rs") {
+    for (module, path, text) in sources() {
+        if module != "keyring" || path == Path::new("keyring/mod.rs") {
             continue;
         }
         let file = path.iter().nth(1).unwrap().to_str().unwrap().trim_end_matches(".rs");
@@ -160,14 +163,14 @@ fn the_map_the_module_list_and_the_folders_agree() {
         if let Some(comment) = line.strip_prefix("// Row ") {
             row = comment.split(':').next().unwrap().parse().ok();
         }
-        if let Some(room) = line.strip_prefix("pub mod ") {
+        if let Some(module) = line.strip_prefix("pub mod ") {
             let row: usize = row.unwrap_or_else(|| panic!("no row is named above `{line}`"));
-            listed.insert(room.trim_end_matches(';').to_owned(), row);
+            listed.insert(module.trim_end_matches(';').to_owned(), row);
         }
     }
     listed.insert("main".to_owned(), map.row_of("main"));
     assert_eq!(listed, map.0, "src/lib.rs and the table of ARCHITECTURE.md differ");
-    let mut folders: BTreeSet<String> = sources().into_iter().map(|(room, ..)| room).collect();
+    let mut folders: BTreeSet<String> = sources().into_iter().map(|(module, ..)| module).collect();
     folders.remove("lib");
     assert_eq!(
         folders,
@@ -178,8 +181,8 @@ fn the_map_the_module_list_and_the_folders_agree() {
 
 #[test]
 fn a_front_never_sees_what_lies_behind_the_use_cases() {
-    for (room, path, text) in sources() {
-        if ["rest", "graphql", "console"].contains(&room.as_str()) {
+    for (module, path, text) in sources() {
+        if ["rest", "graphql", "console"].contains(&module.as_str()) {
             for hidden in HIDDEN_FROM_FRONTS {
                 assert!(!text.contains(hidden), "{} names {hidden}", path.display());
             }
@@ -189,8 +192,8 @@ fn a_front_never_sees_what_lies_behind_the_use_cases() {
 
 #[test]
 fn only_the_command_line_names_a_concrete_provider_or_database() {
-    for (room, path, text) in sources() {
-        if !["cli", "kms", "store", "config"].contains(&room.as_str()) {
+    for (module, path, text) in sources() {
+        if !["cli", "kms", "store", "config"].contains(&module.as_str()) {
             let before_tests = text.split("#[cfg(test)]").next().unwrap();
             for concrete in [
                 "VaultTransit",

@@ -109,7 +109,7 @@ async fn no_secret_is_in_any_log_error_or_table() {
     }
 }
 
-/// Every table of ours, as text.
+/// All of our tables, as text.
 pub(crate) async fn dump(database: &sqlx::PgPool) -> String {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'np_byok%'",

@@ -1,4 +1,4 @@
-//! The command line, as an operator meets it.
+//! The command line, as an operator uses it.
 
 use std::process::Output;
 use std::time::Duration;

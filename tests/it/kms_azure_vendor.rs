@@ -1,4 +1,4 @@
-//! The stand-in for Azure is held to Microsoft's own clients, azure-keyvault-keys and
+//! The stand-in for Azure is checked with Microsoft's own clients, azure-keyvault-keys and
 //! azure-identity for Python: every operation succeeds, and every refusal raises the class that
 //! they document.
 
