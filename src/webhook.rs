@@ -305,7 +305,7 @@ mod tests {
     use crate::model::{IncidentId, KeyVersion, Posture};
 
     #[test]
-    fn a_webhook_that_moves_leaves_the_one_under_way_where_it_was() {
+    fn a_webhook_that_moves_leaves_the_current_delivery_alone() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let at = |url: &str| {
             let secret = format!("whsec_{}", STANDARD.encode([7; 32]));

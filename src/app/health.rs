@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_check_that_passed_says_nothing_against_a_posture_that_is_dark() {
+    fn a_passed_check_does_not_override_a_dark_posture() {
         for (posture, status) in [
             (None, HealthStatus::Ok),
             (Some(Posture::Active), HealthStatus::Ok),

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_items_are_refunded_up_to_a_minutes_worth_for_each_user() {
+    fn refused_items_are_refunded_up_to_a_minutes_worth_each() {
         let (anna, bert) = (caller("user", Some("anna")), caller("user", Some("bert")));
         let meters = Meters::default();
         let operation = Operation::Decrypt;

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_cost_a_kms_request_is_listed_once_a_request() {
+    fn a_refusal_after_a_kms_request_is_listed_once_a_request() {
         let code = Some(ErrorCode::KmsAccessDenied);
         let mut items: Vec<Item> = (0..10).map(|record| item(record, code, Some("one"))).collect();
         items.push(item(10, code, Some("another")));

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn any_minute_passes_twice_the_rate_and_k_minutes_k_plus_one() {
+    fn a_minute_allows_twice_the_rate_k_minutes_k_plus_one() {
         for (per_minute, quiet) in [(1, 0), (2, 0), (7, 90_000), (60, 0), (300, 3_600_000), (601, 17)] {
             let passed = passed_at(per_minute, quiet, 4);
             let within = |window: u64| {
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_who_ask_for_all_neither_gets_less_than_nearly_half() {
+    fn of_two_greedy_users_each_gets_nearly_half() {
         for turn in [1, 7, 100, 600] {
             let meter = meter(600);
             let (mut anna, mut bert) = (passed(&meter, ANNA, 1, START), 0);
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn from_the_second_user_on_each_gets_at_most_half_the_rest() {
+    fn from_the_second_user_each_gets_half_the_rest_at_most() {
         let meter = meter(600);
         assert_eq!(passed(&meter, ANNA, 200, START), 200);
         assert_eq!(passed(&meter, BERT, 600, START), 200);
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greedy_user_leaves_half_to_others_and_takes_what_is_unused() {
+    fn a_greedy_user_leaves_others_half_and_takes_the_unused() {
         let meter = meter(600);
         let (mut anna, mut bert) = (0, 0);
         for second in 0..600 {
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_used_up_the_refusals_alone_has_no_room_and_others_have() {
+    fn a_user_who_used_all_refusals_has_none_others_have() {
         let meter = meter_of(600, CountedUsage::All);
         assert_eq!(passed(&meter, ANNA, 620, START), 600);
         assert!(matches!(meter.has_room(TENANT, ANNA, START), Err(Exceeded::RetryAfter(_))));
@@ -602,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_refused_users_is_charged_two_minutes_worth_at_most() {
+    fn all_refused_users_are_charged_two_minutes_worth_at_most() {
         for users in [1, 6, 70] {
             let meter = meter(600);
             let charged = (0..10_000).filter(|n| meter.charge(TENANT, User(n % users), 1, START)).count();
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn any_names_leave_a_bounded_number_kept_and_hide_no_greedy_user() {
+    fn kept_names_are_bounded_in_number_and_hide_no_greedy_user() {
         let meter = meter(600_000);
         let mut anna = 0;
         for name in 0..250_000 {

@@ -378,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_id_that_is_too_long_is_recorded_as_its_hash() {
+    fn a_record_id_that_is_too_long_is_hashed() {
         let recorded = |id: String| {
             let context = Context::from_pairs([("record_id".to_owned(), id)]).unwrap();
             item_of(Some(&context)).record_id.unwrap()

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_who_ask_meanwhile_share_one_answer_which_stands_for_a_moment() {
+    async fn concurrent_callers_share_one_answer_which_is_cached_briefly() {
         let (shared_check, slow) = (SharedCheck::default(), Slow::default());
         let ask = || shared_check.answer(MOMENT, || slow.clone().count());
         assert_eq!(join_all((0..100).map(|_| ask())).await, vec![Some(1); 100]);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_hangs_up_early_ends_nothing_that_the_next_would_begin_again() {
+    async fn a_caller_that_hangs_up_does_not_stop_the_check() {
         let (shared_check, slow) = (SharedCheck::default(), Slow::default());
         for _ in 0..50 {
             let asked = shared_check.answer(MOMENT, || slow.clone().count());

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_what_its_class_requires_and_what_the_entry_says() {
+    fn an_event_has_its_class_fields_and_what_the_entry_says() {
         let (tenant, placed) = placed(Outcome::Partial, Some("u-1"));
         let event = ocsf_event(&tenant, 2, &placed);
         for required in
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_cannot_be_read_is_an_event_that_says_so() {
+    fn an_unreadable_entry_becomes_an_event_that_says_so() {
         let (tenant, mut placed) = placed(Outcome::Ok, None);
         placed.row.items.truncate(3);
         let event = ocsf_event(&tenant, 2, &placed);

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hmac_is_made_with_the_salt_that_stands_beside_the_value() {
+    fn the_hmac_uses_the_salt_beside_the_value() {
         let row = pack(TENANT, &entry());
         let user = row.user.unwrap();
         assert_eq!(user.hmac, hmac_sha256(&user.salt.unwrap(), b"u-1"));

@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_of_512_bytes_is_kept_and_a_longer_one_hashed() {
+    fn an_id_of_512_bytes_is_kept_a_longer_one_hashed() {
         let longest = "ä".repeat(256);
         assert_eq!(recorded_id(&longest), longest);
         // Computed with `printf 'x%.0s' $(seq 513) | sha256sum`.

@@ -149,7 +149,7 @@ fn a_bad_jwt_beside_the_secret_is_refused() {
 }
 
 #[test]
-fn a_jwt_beside_the_secret_that_no_configuration_is_for_is_refused() {
+fn a_jwt_beside_the_secret_without_configuration_is_refused() {
     let configurations = json!([hs256(&json!({"issuer": "a"})), hs256(&json!({"issuer": "b"}))]).to_string();
     let (authenticator, _) =
         authenticator(&[("HASURA_GRAPHQL_JWT_SECRETS", &configurations), ("BYOK_HASURA_SECRET", SECRET)])
@@ -284,7 +284,7 @@ fn an_unknown_admin_token_is_refused() {
 }
 
 #[test]
-fn a_jwt_and_an_admin_token_can_come_by_the_same_header() {
+fn a_jwt_and_an_admin_token_can_share_a_header() {
     assert_eq!(who(&[("authorization", &bearer())]).unwrap().means, Means::Jwt);
 }
 

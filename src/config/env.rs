@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_that_is_not_utf_8_is_refused_and_not_shown() {
+    fn a_value_that_is_not_utf8_is_refused_and_not_shown() {
         use std::os::unix::ffi::OsStringExt;
         let value = || OsString::from_vec(b"postgres://u:s3cret\xff@h/d".to_vec());
         let names = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE", "OF_SOMEBODY_ELSE"];

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changed_is_named_once_it_has_come_to_rest() {
+    fn a_changed_file_is_named_once_it_is_stable() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "one").unwrap();

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_cap_on_kms_calls_that_grows_with_the_rates() {
+    fn the_cap_on_kms_calls_grows_with_the_rates() {
         assert_eq!(kms_calls(&[]), Some(90_000));
         assert_eq!(kms_calls(&[("BYOK_DECRYPT_RATE_RPM", "9700")]), Some(1_000_000));
         let rare = [("BYOK_DECRYPT_RATE_RPM", "1"), ("BYOK_ENCRYPT_RATE_RPM", "1")];

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_host_user_password_and_port_go_behind_the_question_mark() {
+    fn without_a_host_user_password_and_port_become_query_parameters() {
         for (url, expected) in [
             ("postgresql://u@/d?host=/run/pg", "postgresql:///d?user=u&host=/run/pg"),
             ("postgres://u:a+b%26@:5433/d", "postgres:///d?user=u&password=a%2Bb%26&port=5433"),

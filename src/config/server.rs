@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_that_the_largest_body_would_not_pass_is_an_error() {
+    fn a_bound_below_the_largest_body_is_an_error() {
         let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "2097151")];
         assert_eq!(read(&bytes, 1 << 20).1, 1);
         assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);

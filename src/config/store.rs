@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn pgbouncer_may_stand_in_the_url_and_does_not_reach_the_driver() {
+    fn pgbouncer_may_be_in_the_url_and_is_not_forwarded() {
         let settings = postgres(&[("DATABASE_URL", "postgres://a/b?pgbouncer=true&sslmode=require")]);
         assert!(settings.pgbouncer);
         assert_eq!(settings.url.expose(), "postgres://a/b?sslmode=require");
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_url_the_default_file_is_taken_where_there_is_one() {
+    fn without_a_url_the_default_file_is_used_if_it_exists() {
         assert!(read(&[], Some(Path::new("x.db"))).0.is_some());
         let (store, errors) = read(&[], None);
         assert!(store.is_none());

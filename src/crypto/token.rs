@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_no_plaintext_is_read_and_anything_shorter_is_truncated() {
+    fn a_token_of_an_empty_plaintext_is_the_shortest_accepted() {
         let text = of_plaintext(0).encode();
         assert!(Token::parse(&text).is_ok());
         for end in Token::PREFIX.len()..text.len() {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_that_is_no_token_is_not_called_too_long() {
+    fn a_long_text_that_is_no_token_is_malformed() {
         assert_eq!(Token::parse(&"x".repeat(Token::MAX_TEXT_BYTES + 1)), Err(TokenError::NotAToken));
     }
 

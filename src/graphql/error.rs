@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_was_refused_is_null_beside_those_that_were_answered() {
+    fn a_refused_root_is_null_beside_those_that_were_answered() {
         let refused = |root: &str| {
             let error: async_graphql::Error = Refusal::from(ErrorCode::DecryptFailed).into();
             error.into_server_error(Pos::default()).with_path(vec![PathSegment::Field(root.into())])

@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_document_cached_for_known_callers_is_not_used_for_anonymous_ones() {
+    async fn a_document_cached_for_callers_is_not_used_for_strangers() {
         let runner = Runner::new();
         let aliases: String = (0..20).map(|n| format!("a{n}:byokHealth{{status}}")).collect();
         let query = format!("{{{aliases}}}");

@@ -86,13 +86,13 @@ mod tests {
     }
 
     #[test]
-    fn a_running_clock_is_never_set_back_however_slow_a_reading_is() {
+    fn a_running_clock_is_never_set_back_by_slow_readings() {
         let readings = [reading(0, 10, 5), reading(100, 2_100, 110), reading(150, 2_150, 2_145)];
         assert_eq!(set_back(&readings), 0);
     }
 
     #[test]
-    fn a_clock_set_back_during_a_slow_reading_is_noticed_next_time() {
+    fn a_clock_set_back_during_a_reading_is_noticed_next() {
         let readings = [reading(0, 10, 10), reading(100, 2_100, 1_000), reading(2_200, 2_210, 1_205)];
         assert_eq!(set_back(&readings), 1_005);
     }

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_active_key_is_probed_once_all_its_proofs_are_too_old() {
+    fn an_active_key_is_probed_once_its_proofs_are_old() {
         let needs_probe =
             |posture, since, ms| used(0, since).needs_probe(&state(posture, 0), after(ms), BOUND);
         assert!(!needs_probe(Posture::Active, None, 3_000));
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_renewed_for_as_long_as_the_proof_is_young() {
+    fn a_permit_is_renewed_while_the_proof_is_young() {
         let until =
             |posture, epoch, ms| used(0, None).permitted_until(&state(posture, epoch), after(ms), BOUND);
         assert_eq!(until(Posture::Active, 0, 3_100), Ok(after(3_100)));

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_read_fails_all_waiters_and_a_panic_stops_its_reader() {
+    async fn a_failed_read_fails_waiters_and_a_panic_its_reader() {
         let lookups = Lookups::default();
         let record = || vec![Arc::from("r")];
         let failing = lookups.newest(TenantUid([1; 16]), record(), async |_, _| Err(ReadError::Rejected));

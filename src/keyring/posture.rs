@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revoked_key_comes_back_after_successes_that_last_and_not_before() {
+    fn a_revoked_key_comes_back_only_after_lasting_successes() {
         let revoked = after_probe(&active(), ProbeResult::Refused, ME, at(5), &guard());
         let almost = after_probes(
             revoked,
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_flaps_waits_twice_as_long_up_to_a_bound() {
+    fn a_flapping_key_waits_twice_as_long_within_a_bound() {
         let (mut proof, mut now) = (active(), 0);
         let mut waits = Vec::new();
         for _ in 0..7 {
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inactive_key_is_probed_less_and_less_often_within_a_bound() {
+    fn an_inactive_key_is_probed_less_often_within_a_bound() {
         let mut proof = active();
         let mut pauses = Vec::new();
         for now in 0..8 {
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_stops_neither_probes_nor_a_recovery() {
+    fn a_clock_set_back_stops_neither_probes_nor_recovery() {
         let revoked = after_probe(&active(), ProbeResult::Refused, ME, at(5_000), &guard());
         let steady = after_probe(&revoked, ProbeResult::Works, ME, at(5_001), &guard());
         assert!(is_due(&steady, at(0), ME, &guard()));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_from_the_future_does_not_keep_an_unreachable_key_active() {
+    fn a_future_proof_does_not_keep_an_unreachable_key_active() {
         let future = Proof { proven_at: at(3_600), ..active() };
         assert_eq!(
             after_probe(&future, ProbeResult::OutOfReach, ME, at(5), &guard()).posture,

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_together_is_a_probe_only_if_all_of_it_is() {
+    fn a_batch_is_a_probe_only_if_all_items_are() {
         assert_eq!(Share::of([Purpose::Probe, Purpose::Probe]), Share::Probe);
         assert_eq!(Share::of([Purpose::Probe, Purpose::Record]), Share::Caller);
         assert_eq!(Share::of([Purpose::Record, Purpose::RecordAhead]), Share::Caller);

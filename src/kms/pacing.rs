@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn two_replicas_that_meet_a_refusal_within_five_minutes_never_lock_out() {
+    async fn two_replicas_refused_within_five_minutes_never_lock_out() {
         let (mut one, mut other, mut lockout) = (Pacing::default(), Pacing::default(), Lockout::default());
         for second in 0..12 * 3600 {
             for (pacing, since) in [(&mut one, 0), (&mut other, 290)] {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_credential_is_shown_at_once_until_too_many_are_refused() {
+    async fn a_changed_credential_is_tried_at_once_within_a_limit() {
         let mut pacing = Pacing::default();
         for credential in 1..=3 {
             assert_eq!(pacing.may_present(&[credential; 32]), Ok(()));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_login_without_an_answer_counts_where_the_credential_was_refused_before() {
+    async fn an_unanswered_login_counts_if_the_credential_was_refused_before() {
         let mut pacing = Pacing::default();
         pacing.unanswered([1; 32]);
         assert_eq!(pacing.may_present(&[1; 32]), Ok(()), "an outage is no refusal");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_asks_for_a_day_is_obeyed_for_a_minute() {
+    async fn a_wait_of_a_day_is_shortened_to_a_minute() {
         for asked in [Duration::from_secs(86_400), Duration::MAX] {
             let mut pacing = Pacing::default();
             assert_eq!(pacing.deferred([1; 32], &refusal(), Some(asked)), PAUSES.1);

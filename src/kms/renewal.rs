@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unused_credential_is_dropped_when_due_if_the_rules_say_so() {
+    async fn an_unused_credential_is_dropped_when_due_if_so_configured() {
         let (source, renewer) = renewer(Rules { renews_unused: false, ..RULES });
         assert_eq!(got(&renewer).await, Ok(0));
         // It was used for the first time when it came.
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_by_kms_and_source_drops_it_an_outage_does_not() {
+    async fn only_a_refusal_by_kms_and_source_drops_it() {
         for (turn, is_dropped) in [(REFUSED, true), (OUTAGE, false)] {
             let (source, renewer) = renewer(RULES);
             let held = renewer.get(Instant::now(), deadline()).await.unwrap();
@@ -658,7 +658,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_kms_that_refuses_every_credential_causes_no_renewal_at_each_call() {
+    async fn a_kms_that_refuses_everything_causes_no_renewal_per_call() {
         let (source, renewer) = renewer(RULES);
         let mut held = renewer.get(Instant::now(), deadline()).await.unwrap();
         for _ in 0..6_000 {

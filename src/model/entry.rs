@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_whose_items_are_all_refused_has_the_first_ones_reason() {
+    fn a_call_of_refused_items_has_the_first_ones_reason() {
         let code = Some(ErrorCode::DecryptFailed);
         assert_eq!(Outcome::of_items(&items(&[None, None])), Outcome::Ok);
         assert_eq!(Outcome::of_items(&items(&[code, code])), Outcome::Refused(ErrorCode::DecryptFailed));

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_that_could_forge_a_log_line_is_not_accepted() {
+    fn a_request_id_that_could_forge_log_lines_is_refused() {
         assert!(RequestId::accept("abc-123").is_some());
         for bad in ["", "a b", "a\nb", "ä", &"x".repeat(129)] {
             assert!(RequestId::accept(bad).is_none(), "{bad:?}");

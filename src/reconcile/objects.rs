@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn many_arrays_after_much_white_space_cost_no_more_than_their_length() {
+    fn arrays_after_white_space_cost_no_more_than_their_length() {
         let text = format!("{{{}{}}}", " ".repeat(4 << 20), "[],".repeat(1 << 20));
         assert_eq!(read(&text), [whole(1, &text)]);
     }

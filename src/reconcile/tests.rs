@@ -166,7 +166,7 @@ fn what_is_no_export_is_refused_and_unreadable_lines_are_counted() {
 }
 
 #[test]
-fn no_field_that_is_missing_or_of_another_type_makes_it_panic() {
+fn no_missing_or_mistyped_field_makes_it_panic() {
     for text in [CLOUDTRAIL, VAULT, GOOGLE, KEY_VAULT] {
         for (old, new) in
             [("\":\"", "\":[\""), ("\": \"", "\": -1, \"x\": \""), ("Z\"", "\""), ("{", "{\"a\":{},")]
@@ -190,7 +190,7 @@ fn what_others_wrote_is_shortened_and_moves_no_cursor() {
 }
 
 #[test]
-fn an_aws_probe_is_known_by_its_context_and_others_need_entries() {
+fn an_aws_probe_is_known_by_context_others_need_entries() {
     let made = entry(0, 1, vec![item(AWS_KEY, Source::Kms, Some("aws-made"))]);
     let report = reconciled(export(CLOUDTRAIL, AWS_KEY), terms(), &[made]);
     assert_eq!((report.calls, report.matched, report.probes), (4, 1, 1));
@@ -199,7 +199,7 @@ fn an_aws_probe_is_known_by_its_context_and_others_need_entries() {
 }
 
 #[test]
-fn an_aws_probe_of_a_records_dek_is_known_by_an_incident() {
+fn an_aws_probe_of_a_records_dek_needs_an_incident() {
     let call = |id: &str, second: u8, dek: &str| {
         format!(
             r#"{{"eventSource":"kms.amazonaws.com","eventName":"Decrypt","eventTime":"2026-11-23T10:00:0{second}Z","requestID":"{id}","userIdentity":{{"arn":"ours"}},"requestParameters":{{"keyId":"{AWS_KEY}","encryptionContext":{{"byok:tenant":"t","byok:dek":"{dek}"}}}}}}"#
@@ -403,7 +403,7 @@ fn a_call_of_azure_without_a_token_is_nobodys() {
 }
 
 #[test]
-fn an_entrys_call_missing_from_their_log_is_named_once_within_range() {
+fn an_entrys_missing_call_is_named_once_within_range() {
     let twice = vec![item("fields", Source::Kms, Some("gone")), item("fields", Source::Kms, Some("gone"))];
     let refused = Item {
         source: None,

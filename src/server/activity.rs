@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_has_begun_must_end_soon_however_slowly_it_arrives() {
+    async fn a_head_that_has_begun_must_end_soon() {
         let activity = Activity::new();
         drop(activity.begin(Version::HTTP_11));
         let watched = activity.clone();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_once_all_parts_of_a_request_are_dropped() {
+    async fn a_connection_is_idle_once_its_requests_parts_are_dropped() {
         let activity = Activity::new();
         let request = activity.begin(Version::HTTP_11);
         let answer = TrackedBody { body: axum::body::Body::empty(), _request: request.clone() };

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_bound_by_its_part_and_all_by_the_whole() {
+    fn an_address_is_limited_to_its_share_and_all_together() {
         let callers = callers(&[]);
         let fill = |address: &str| {
             let of = callers.of(ip(address));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_whose_request_runs_is_not_forgotten_however_many_others_come() {
+    fn an_address_with_a_running_request_is_never_forgotten() {
         let callers = callers(&["10.0.0.0/8"]);
         // It came through a proxy, whose connections are not counted.
         let running = Claim::new(callers.of(ip("192.0.2.1")).bounds.clone());

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_arrives_byte_by_byte_counts_more_than_its_length() {
+    async fn a_body_arriving_byte_by_byte_counts_more_than_its_length() {
         let bounds = bounds(1, 100_000);
         let (sender, body) = chunked();
         let (mut body, claim) = request_body(body, &bounds);

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_that_takes_too_long_shrinks_to_one_in_four_tries() {
+    fn a_slow_limit_shrinks_to_one_byte_in_four_tries() {
         let limit = AdaptiveByteLimit::default();
         let tries = std::iter::successors(Some(limit.current()), |tried| limit.took_too_long(*tried));
         let bytes: Vec<i64> = tries.map(ByteLimit::bytes).collect();

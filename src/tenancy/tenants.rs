@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_policy_binds_the_next_call_not_the_one_under_way() {
+    async fn a_changed_policy_binds_the_next_call_not_the_current() {
         let settings = || TenantSettings::of_variables([]);
         let fixed = Tenants::fixed(KeySet::new(Key::uncalled(KeyId::FIRST), []), settings());
         fixed.open(tenant());

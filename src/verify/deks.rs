@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_form_entry_does_not_excuse_what_a_second_form_says() {
+    fn a_first_form_entry_does_not_excuse_a_second_form_finding() {
         let made = row("1", 1);
         let edited = DekRow { wrapped: Wrapped { bytes: vec![2], ..made.wrapped.clone() }, ..made.clone() };
         let mut deks = Deks::of(std::slice::from_ref(&edited), true);

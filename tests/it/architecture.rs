@@ -1,43 +1,46 @@
-//! The map of the rooms. `ARCHITECTURE.md` has it: imports run down its rows only, and `src/lib.rs` lists the same rooms in the
-//! same rows. And how the tree is kept: documents cite what exists,
-//! dependencies are used, names are short.
+//! The rules about the tree itself. `ARCHITECTURE.md` has a map of the top-level modules in rows:
+//! imports run only down the rows, and `src/lib.rs` lists the same modules in the same rows. The
+//! documents cite only what exists, every dependency is used, and names are short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms by name, each with its row: the table of `ARCHITECTURE.md`.
+/// The top-level modules by name, each with its row, from the table of `ARCHITECTURE.md`.
 struct Map(BTreeMap<String, usize>);
 
 impl Map {
     fn read() -> Self {
         let text = read("ARCHITECTURE.md");
-        let table = text.split("| row | rooms |").nth(1).expect("ARCHITECTURE.md has the table of rooms");
-        let mut rooms = BTreeMap::new();
+        let table = text.split("| row | rooms |").nth(1).expect("ARCHITECTURE.md has the table of modules");
+        let mut modules = BTreeMap::new();
         for line in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
             let row = cells[1].parse::<usize>().unwrap_or_else(|_| panic!("no number of a row: {line}"));
-            for room in cells[2].split('`').skip(1).step_by(2) {
-                let before = rooms.insert(room.to_owned(), row);
-                assert_eq!(before, None, "the room {room} stands in the table twice");
+            for module in cells[2].split('`').skip(1).step_by(2) {
+                let before = modules.insert(module.to_owned(), row);
+                assert_eq!(before, None, "the module {module} is in the table twice");
             }
         }
-        Self(rooms)
+        Self(modules)
     }
 
-    fn row_of(&self, room: &str) -> usize {
-        *self.0.get(room).unwrap_or_else(|| panic!("the room {room} is not in the table of ARCHITECTURE.md"))
+    fn row_of(&self, module: &str) -> usize {
+        *self
+            .0
+            .get(module)
+            .unwrap_or_else(|| panic!("the module {module} is not in the table of ARCHITECTURE.md"))
     }
 
-    /// The rooms that a text names: `crate::room::…` and the members of `use crate::{…}`.
+    /// The modules that a text names: `crate::module::…` and the members of `use crate::{…}`.
     fn named_in(&self, text: &str) -> Vec<String> {
-        let mut rooms = named_after("crate::", text);
-        rooms.retain(|room| self.0.contains_key(room));
-        rooms
+        let mut modules = named_after("crate::", text);
+        modules.retain(|module| self.0.contains_key(module));
+        modules
     }
 }
 
-/// What a text names after a prefix: `prefix::name…` and the members of `prefix::{…}`.
+/// The names after a prefix in a text: `prefix::name…` and the members of `prefix::{…}`.
 fn named_after(prefix: &str, text: &str) -> Vec<String> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut names = Vec::new();
@@ -52,7 +55,7 @@ fn named_after(prefix: &str, text: &str) -> Vec<String> {
     names
 }
 
-/// What a front never names, whatever the rows allow.
+/// Modules and crates that a front never names, whatever the rows allow.
 const HIDDEN_FROM_FRONTS: [&str; 6] =
     ["crate::crypto", "crate::keyring", "crate::kms", "crate::store", "sqlx", "use ring"];
 
@@ -64,7 +67,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files below a folder, or the folder's own, with that ending.
+/// All files below a folder that have this extension.
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -84,9 +87,9 @@ fn sources() -> Vec<(String, PathBuf, String)> {
         .into_iter()
         .map(|path| {
             let inside = path.strip_prefix(&source).unwrap().to_owned();
-            let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+            let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
             let text = fs::read_to_string(&path).unwrap();
-            (room, inside, text)
+            (module, inside, text)
         })
         .collect()
 }
@@ -95,12 +98,12 @@ fn sources() -> Vec<(String, PathBuf, String)> {
 fn imports_run_down_only() {
     let map = Map::read();
     let mut upward = BTreeMap::new();
-    for (room, path, text) in sources() {
-        if room == "lib" {
+    for (module, path, text) in sources() {
+        if module == "lib" {
             continue;
         }
         for named in map.named_in(&text) {
-            if named != room && map.row_of(&named) >= map.row_of(&room) {
+            if named != module && map.row_of(&named) >= map.row_of(&module) {
                 upward.insert(path.display().to_string(), named);
             }
         }
@@ -108,7 +111,8 @@ fn imports_run_down_only() {
     assert!(upward.is_empty(), "these files import upward or sideways: {upward:#?}");
 }
 
-/// The table in `src/keyring/mod.rs` has the files in order. The calls of its last row, and nothing above, know the keyring.
+/// The table in `src/keyring/mod.rs` lists the files in order. Only the files in its last row use
+/// `Keyring` itself.
 #[test]
 fn files_of_the_keyring_use_only_files_above_them() {
     let text = read("src/keyring/mod.rs");
@@ -123,20 +127,20 @@ fn files_of_the_keyring_use_only_files_above_them() {
         .map(|line| quoted(line.split('|').nth(2).unwrap()).collect())
         .collect();
     let order = rows.concat();
-    let place_of = |file: &str| order.iter().position(|listed| *listed == file);
+    let index_of = |file: &str| order.iter().position(|listed| *listed == file);
     let calls = rows.last().expect("the table has rows");
 
     let mut seen = BTreeSet::new();
-    for (room, path, text) in sources() {
-        if room != "keyring" || path == Path::new("keyring/mod.rs") {
+    for (module, path, text) in sources() {
+        if module != "keyring" || path == Path::new("keyring/mod.rs") {
             continue;
         }
         let file = path.iter().nth(1).unwrap().to_str().unwrap().trim_end_matches(".rs");
-        let place =
-            place_of(file).unwrap_or_else(|| panic!("{file} is not in the table of src/keyring/mod.rs"));
-        seen.insert(order[place]);
+        let index =
+            index_of(file).unwrap_or_else(|| panic!("{file} is not in the table of src/keyring/mod.rs"));
+        seen.insert(order[index]);
         for named in [named_after("super::", &text), named_after("crate::keyring::", &text)].concat() {
-            let is_above = place_of(&named).is_none_or(|named| named <= place);
+            let is_above = index_of(&named).is_none_or(|named| named <= index);
             assert!(is_above, "{} uses {named}, which is below it", path.display());
         }
         let knows_keyring = has_word(&text, "Keyring");
@@ -151,7 +155,7 @@ fn files_of_the_keyring_use_only_files_above_them() {
 
 /// The list of `lib.rs` has a comment above each group of modules: `// Row 3: …`.
 #[test]
-fn the_map_the_list_of_modules_and_the_folders_are_the_same() {
+fn the_map_the_module_list_and_the_folders_agree() {
     let map = Map::read();
     let mut listed = BTreeMap::new();
     let mut row = None;
@@ -159,14 +163,14 @@ fn the_map_the_list_of_modules_and_the_folders_are_the_same() {
         if let Some(comment) = line.strip_prefix("// Row ") {
             row = comment.split(':').next().unwrap().parse().ok();
         }
-        if let Some(room) = line.strip_prefix("pub mod ") {
+        if let Some(module) = line.strip_prefix("pub mod ") {
             let row: usize = row.unwrap_or_else(|| panic!("no row is named above `{line}`"));
-            listed.insert(room.trim_end_matches(';').to_owned(), row);
+            listed.insert(module.trim_end_matches(';').to_owned(), row);
         }
     }
     listed.insert("main".to_owned(), map.row_of("main"));
     assert_eq!(listed, map.0, "src/lib.rs and the table of ARCHITECTURE.md differ");
-    let mut folders: BTreeSet<String> = sources().into_iter().map(|(room, ..)| room).collect();
+    let mut folders: BTreeSet<String> = sources().into_iter().map(|(module, ..)| module).collect();
     folders.remove("lib");
     assert_eq!(
         folders,
@@ -177,8 +181,8 @@ fn the_map_the_list_of_modules_and_the_folders_are_the_same() {
 
 #[test]
 fn a_front_never_sees_what_lies_behind_the_use_cases() {
-    for (room, path, text) in sources() {
-        if ["rest", "graphql", "console"].contains(&room.as_str()) {
+    for (module, path, text) in sources() {
+        if ["rest", "graphql", "console"].contains(&module.as_str()) {
             for hidden in HIDDEN_FROM_FRONTS {
                 assert!(!text.contains(hidden), "{} names {hidden}", path.display());
             }
@@ -188,8 +192,8 @@ fn a_front_never_sees_what_lies_behind_the_use_cases() {
 
 #[test]
 fn only_the_command_line_names_a_concrete_provider_or_database() {
-    for (room, path, text) in sources() {
-        if !["cli", "kms", "store", "config"].contains(&room.as_str()) {
+    for (module, path, text) in sources() {
+        if !["cli", "kms", "store", "config"].contains(&module.as_str()) {
             let before_tests = text.split("#[cfg(test)]").next().unwrap();
             for concrete in [
                 "VaultTransit",
@@ -213,12 +217,12 @@ fn every_room_says_what_it_does() {
     }
 }
 
-/// What a text has between backticks.
+/// The parts of a text between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// Whether a text has this word where no longer word has it.
+/// Whether a text has this word by itself, not within a longer word.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(at, _)| {
@@ -227,7 +231,7 @@ fn has_word(text: &str, word: &str) -> bool {
     })
 }
 
-/// `docs/threats.md` names a test for each thing that it says is stopped.
+/// `docs/threats.md` names a test for each attack that it says is stopped.
 #[test]
 fn the_tests_that_the_threats_name_exist() {
     let text = read("docs/threats.md");
@@ -245,7 +249,7 @@ fn the_tests_that_the_threats_name_exist() {
     }
 }
 
-/// `CONTRIBUTING.md` cites paths, and names in them as `path::name`.
+/// `CONTRIBUTING.md` cites paths, and names in those files as `path::name`.
 #[test]
 fn what_the_guide_for_contributors_cites_exists() {
     let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
@@ -282,7 +286,7 @@ fn links_between_documents_lead_to_files() {
     }
 }
 
-/// What is declared and not used is still built, licensed and reported on.
+/// An unused dependency is still built, licensed and reported on.
 #[test]
 fn every_dependency_is_used() {
     let read = |path: &PathBuf| fs::read_to_string(path).unwrap();
@@ -294,7 +298,7 @@ fn every_dependency_is_used() {
     let beside = ["tests", "benches"].iter().flat_map(|folder| files(&root().join(folder), "rs"));
     let all: String = source.into_iter().chain(tests).chain(beside).map(|path| read(&path)).collect();
 
-    // `name::`, `use name;` or `name!`, and not a module of ours of the same name.
+    // `name::`, `use name;` or `name!`, and not a module of ours with the same name.
     let is_used = |text: &str, name: &str| {
         text.match_indices(name).any(|(at, _)| {
             let (before, after) = (&text[..at], &text[at + name.len()..]);
@@ -315,7 +319,7 @@ fn every_dependency_is_used() {
 }
 
 #[test]
-fn names_of_functions_have_twelve_words_at_most() {
+fn names_of_functions_have_fewer_than_twelve_words() {
     let folders = ["src", "tests", "benches", "fuzz/checks", "fuzz/fuzz_targets"];
     for path in folders.iter().flat_map(|folder| files(&root().join(folder), "rs")) {
         let text = fs::read_to_string(&path).unwrap();
@@ -324,7 +328,7 @@ fn names_of_functions_have_twelve_words_at_most() {
             .skip(1)
             .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap());
         for name in names {
-            assert!(name.split('_').count() <= 12, "{}: {name}", path.display());
+            assert!(name.split('_').count() < 12, "{}: {name}", path.display());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Bundles of the audit log: what an auditor is given, verified by `byok` in an empty environment and by the Python in
-//! `docs/`, whole and damaged.
+//! Bundles of the audit log: what an auditor receives, verified by `byok` in an empty environment
+//! and by the Python in `docs/`, intact and damaged.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use byok::store::{Batch, Change, Commits as _, Database, LogHead, Retention};
 use byok::verify::{Claim, Export, Finding, Report, State, Trust, Wanted, verify_bundle, verify_log};
 use serde_json::{Value, json};
 
-use crate::support::sealed::{Said, Sealed, entry};
+use crate::support::sealed::{Sealed, Verdict, entry};
 use crate::support::tiles::derive;
 use crate::support::{needed, rows};
 
@@ -30,9 +30,9 @@ fn written(sealed: &Sealed, lines: &[Value]) -> PathBuf {
     sealed.file(&format!("{}.jsonl", uuid::Uuid::now_v7().simple()), &text)
 }
 
-/// The line with the entry of this place.
-fn entry_of(lines: &[Value], place: u64) -> usize {
-    lines.iter().position(|line| line["entry"]["place"] == place).unwrap()
+/// The line with the entry at this position.
+fn entry_of(lines: &[Value], position: u64) -> usize {
+    lines.iter().position(|line| line["entry"]["place"] == position).unwrap()
 }
 
 fn line_of(lines: &[Value], kind: &str) -> usize {
@@ -43,8 +43,8 @@ fn line_of(lines: &[Value], kind: &str) -> usize {
 async fn a_bundle_verifies_with_the_public_key_alone() {
     let sealed = Sealed::sealed().await;
     let bundle = sealed.export(&["--by", "an-operator"]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.holds();
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.holds();
     }
     let [ours, _] = sealed.both(&bundle, None).await;
     for (state, claim) in [("holds", "content"), ("holds", "tree"), ("holds", "signed"), ("open ", "pinned")]
@@ -64,11 +64,11 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
     let sealed = Sealed::start().await;
     sealed.checkpoint_of(7).await;
     let key = sealed.public();
-    let said =
+    let verdict =
         sealed.byok(&["export", "--key", &key], &[("DATABASE_URL", &sealed.server.database_url)]).await;
-    said.holds();
-    assert!(said.text.contains("no checkpoint covers places 7 to before 12 yet"), "{}", said.text);
-    // Only what was exported may go where a retention asks for that.
+    verdict.holds();
+    assert!(verdict.text.contains("no checkpoint covers places 7 to before 12 yet"), "{}", verdict.text);
+    // With a retention that requires it, only exported entries may be pruned.
     let noted: Vec<(i64, i64)> = sqlx::query_as("SELECT first, past FROM np_byok_exports")
         .fetch_all(&sealed.server.database().await)
         .await
@@ -77,7 +77,7 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
 }
 
 #[tokio::test]
-async fn every_part_of_a_log_is_proven_and_joined_to_pinned_checkpoints() {
+async fn every_part_of_a_log_is_proven_against_pinned_checkpoints() {
     let sealed = Sealed::start().await;
     let pinned = [sealed.checkpoint_of(1).await, sealed.checkpoint_of(6).await, sealed.checkpoint().await];
     let times: Vec<String> = lines(&sealed.export(&[]).await.ok().unwrap())
@@ -88,18 +88,18 @@ async fn every_part_of_a_log_is_proven_and_joined_to_pinned_checkpoints() {
         for pinned in &pinned {
             let range =
                 ["--from", &times[from], "--to", &times[to], "--checkpoint", pinned.to_str().unwrap()];
-            let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+            let bundle = sealed.export(&range).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
             let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
             assert_eq!(entries, to - from);
-            for said in sealed.both(&bundle, Some(pinned)).await {
-                said.holds();
+            for verdict in sealed.both(&bundle, Some(pinned)).await {
+                verdict.holds();
             }
         }
     }
     for (range, count) in
         [(["--from", &times[8]], 4), (["--to", &times[8]], 8), (["--from", "2020-01-01"], 12)]
     {
-        let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+        let bundle = sealed.export(&range).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
         let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
         assert_eq!(entries, count, "{range:?}");
     }
@@ -113,14 +113,14 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     sealed.checkpoint_of(5).await;
     sealed.checkpoint().await;
     let whole = lines(&sealed.export(&[]).await.ok().unwrap());
-    let find = async |name: &str, place: &str, change: &dyn Fn(&mut Vec<Value>)| {
+    let find = async |name: &str, position: &str, change: &dyn Fn(&mut Vec<Value>)| {
         let mut lines = whole.clone();
         change(&mut lines);
-        for said in sealed.both(&written(&sealed, &lines), None).await {
-            said.finds(name, place);
+        for verdict in sealed.both(&written(&sealed, &lines), None).await {
+            verdict.finds(name, position);
         }
     };
-    let at = |place: u64| entry_of(&whole, place);
+    let at = |position: u64| entry_of(&whole, position);
     let tree = Tree::open(&sealed.store, sealed.tenant.uid).await.unwrap().unwrap();
     let leaf = tree.cover(4..5).await.unwrap()[0].to_string();
     find("changed-field", "place 3", &|lines| lines[at(3)]["entry"]["role"] = json!("admin2")).await;
@@ -145,7 +145,7 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     })
     .await;
     find("removed-entry", "place 4", &|lines| {
-        // Skipped, as if it were outside of the range.
+        // The entry is skipped, as if it were outside the range.
         lines[at(4)] = json!({ "skip": { "count": 1, "roots": [leaf.clone()] } });
     })
     .await;
@@ -155,9 +155,9 @@ async fn whatever_is_done_to_a_bundle_is_found() {
     .await;
     find("changed-field", "place 0", &|lines| lines[0]["header"]["tenant"] = json!("0".repeat(32))).await;
     find("forged-checkpoint", "", &|lines| {
-        let place = lines.len() - 2;
-        let note = lines[place]["checkpoint"].as_str().unwrap().replace("\n12\n", "\n13\n");
-        lines[place] = json!({ "checkpoint": note });
+        let position = lines.len() - 2;
+        let note = lines[position]["checkpoint"].as_str().unwrap().replace("\n12\n", "\n13\n");
+        lines[position] = json!({ "checkpoint": note });
     })
     .await;
 }
@@ -168,12 +168,12 @@ fn the_python_verifies_the_bundles_of_the_vectors() {
     let bundles =
         [("bundle.jsonl", 8, 5, open), ("bundle-1.jsonl", 7, 4, open), ("bundle-erased.jsonl", 13, 10, "")];
     for (name, end, entries, open) in bundles {
-        let (output, said) = python(&vectors().join(name), Some(&vectors().join("checkpoint-5")));
+        let (output, verdict) = python(&vectors().join(name), Some(&vectors().join("checkpoint-5")));
         let range = format!("places 0 to before {end} of byok.example/acme/1");
         let expected = format!(
             "holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, {entries} entries, 3 values erased{open}\n"
         );
-        assert_eq!((output, said), (Some(0), expected));
+        assert_eq!((output, verdict), (Some(0), expected));
     }
 }
 
@@ -181,7 +181,8 @@ fn vectors() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/audit")
 }
 
-/// What the Python says of a bundle under the key of the vectors, which stands second among several.
+/// The output of the Python verifier for a bundle, under the key of the vectors as the second of
+/// several.
 fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
     let key = std::fs::read_to_string(vectors().join("key")).unwrap();
     let other = "byok.example/acme/1+523477bf+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG5";
@@ -194,7 +195,7 @@ fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
 type Edit<'a> = &'a dyn Fn(&mut Vec<String>);
 
 #[test]
-fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
+fn neither_verifier_accepts_a_bundle_that_omits_entries_of_its_range() {
     let text = std::fs::read_to_string(vectors().join("bundle.jsonl")).unwrap();
     let whole: Vec<&str> = text.lines().collect();
     let leaf = {
@@ -242,8 +243,8 @@ fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
         std::fs::write(&file, &text).unwrap();
         let report = verify_bundle(&mut text.as_bytes(), &trust, &mut |_| ()).unwrap();
         assert_eq!(report.is_clean(), what == "as it is", "{what}: {:?}", report.findings);
-        let (code, said) = python(&file, None);
-        assert_eq!(code, Some(i32::from(what != "as it is")), "{what}: {said}");
+        let (code, verdict) = python(&file, None);
+        assert_eq!(code, Some(i32::from(what != "as it is")), "{what}: {verdict}");
     }
 }
 
@@ -254,17 +255,17 @@ async fn a_bundle_needs_a_key_that_signed_it() {
     let without = sealed.byok(&["verify-bundle", bundle.to_str().unwrap()], &[]).await;
     assert_eq!(without.code, Some(2), "{}", without.text);
     let other = Sealed::start().await.public();
-    let said = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
-    said.finds("wrong-key", "size 12");
-    // The Python, which is given the same.
+    let verdict = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
+    verdict.finds("wrong-key", "size 12");
+    // The Python verifier, with the same arguments.
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
     let mut python = tokio::process::Command::new(needed("BYOK_TEST_PYTHON"));
-    let said = Said::of(&python.arg(script).arg(&bundle).arg(&other).output().await.unwrap());
-    said.finds("wrong-key", "size 12");
+    let verdict = Verdict::of(&python.arg(script).arg(&bundle).arg(&other).output().await.unwrap());
+    verdict.finds("wrong-key", "size 12");
     assert!(
-        said.text.contains(&sealed.public()["byok/primary/1+".len()..][..8]),
+        verdict.text.contains(&sealed.public()["byok/primary/1+".len()..][..8]),
         "it says whose it is: {}",
-        said.text
+        verdict.text
     );
 }
 
@@ -293,12 +294,13 @@ async fn a_pruned_range_holds_with_a_later_entry_and_its_hashes() {
         let mut lines = whole.clone();
         let from = entry_of(&lines, 0);
         lines.splice(from..from + end as usize, [json!({ "pruned": { "count": end, "roots": roots } })]);
-        let place = line_of(&lines, "end");
-        lines[place]["end"]["entries"] = json!(13 - end);
-        for said in sealed.both(&written(&sealed, &lines), None).await {
-            match named {
-                true => said.holds(),
-                false => said.finds("unmarked-prune", "place"),
+        let position = line_of(&lines, "end");
+        lines[position]["end"]["entries"] = json!(13 - end);
+        for verdict in sealed.both(&written(&sealed, &lines), None).await {
+            if named {
+                verdict.holds();
+            } else {
+                verdict.finds("unmarked-prune", "place");
             }
         }
     }
@@ -314,37 +316,40 @@ async fn what_cannot_be_read_is_said() {
     let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/key");
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/bundle.jsonl");
     assert_eq!(byok(&["verify-bundle", bundle, "--key", key]).await.0, Some(0));
-    for (arguments, said) in [
+    for (arguments, message) in [
         (vec!["verify-bundle", "not-there", "--key", key], "not-there: "),
         (vec!["verify-bundle", bundle, "--key", "no key"], "--key no key: "),
         (vec!["verify-bundle", bundle, "--key", key, "--checkpoint", bundle], "not a checkpoint"),
     ] {
         let (code, error) = byok(&arguments).await;
         assert_eq!(code, Some(1), "{error}");
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(message), "{error}");
     }
-    // Both keys of an overlap, as `byok audit key` prints them.
+    // Both keys of a key rotation, as `byok audit key` prints them.
     let folder = tempfile::tempdir().unwrap();
     let (keys, hostile) = (folder.path().join("keys"), folder.path().join("hostile"));
     let key_text = std::fs::read_to_string(key).unwrap();
     std::fs::write(&keys, key_text.repeat(2)).unwrap();
     assert_eq!(byok(&["verify-bundle", bundle, "--key", keys.to_str().unwrap()]).await.0, Some(0));
-    // What a bundle says reaches no terminal as it is.
+    // Control characters from a bundle must not reach a terminal.
     let text = std::fs::read_to_string(bundle).unwrap();
     std::fs::write(&hostile, text.replacen("byok.example", "\\n  holds  form\\u001b[8m\\u202e", 1)).unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
     let arguments = ["audit", "verify-bundle", hostile.to_str().unwrap(), "--key", key];
     let output = command.args(arguments).env_clear().output().await.unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
+    let verdict = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(!said.contains(['\u{1b}', '\u{202e}']) && !said.contains("\n  holds  form\u{fffd}"), "{said:?}");
+    assert!(
+        !verdict.contains(['\u{1b}', '\u{202e}']) && !verdict.contains("\n  holds  form\u{fffd}"),
+        "{verdict:?}"
+    );
     for what in ["verify", "export"] {
         let (code, error) = byok(&[what]).await;
         assert_eq!(code, Some(3), "{error}");
     }
 }
 
-/// 512 entries of long ago and one of now, with the tiles over them; and a key.
+/// A log of 512 old entries and a current one, with the tiles over them, and a signing key.
 async fn old_log() -> (tempfile::TempDir, Arc<dyn Database>, Tenant, Ed25519SigningKey) {
     let (folder, store) = crate::store_sqlite::migrated().await;
     let store: Arc<dyn Database> = store;
@@ -359,7 +364,7 @@ async fn old_log() -> (tempfile::TempDir, Arc<dyn Database>, Tenant, Ed25519Sign
     (folder, store, tenant, key)
 }
 
-/// What is found in the database, and in a bundle of all of it, once the log is signed.
+/// The findings in the database, and in a bundle of the whole log, once the log is signed.
 async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningKey) -> [Report; 2] {
     let head = store.log_head(tenant.uid).await.unwrap().unwrap();
     let (size, root) = (head.frontier.size(), head.frontier.root());
@@ -394,7 +399,7 @@ async fn a_pruned_log_still_verifies_and_so_does_its_bundle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
+async fn an_ended_log_may_be_pruned_whole_if_recorded_later() {
     let (_folder, store, tenant, _) = old_log().await;
     let leaves = store.leaves(tenant.uid, 0..512).await.unwrap();
     let mut frontier = Frontier::default();
@@ -413,7 +418,7 @@ async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
         verify_log(&*store, &tenant, Some(head), Trust::default(), &mut |_, _| ()).await.unwrap()
     };
     assert_eq!(verified(head).await.findings, []);
-    // One that ended with the last that is gone: its tiles are all that is left.
+    // A log that ended with its last pruned entry: only its tiles are left.
     assert_eq!(verified(whole).await.findings, []);
 }
 

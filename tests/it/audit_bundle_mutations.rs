@@ -1,5 +1,6 @@
-//! The two verifiers of bundles, ours and the one in `docs/`, refuse the same: what is done to the bundles of the vectors here
-//! is given to both, and their verdicts are compared. Which of the two is right is the other tests' to say.
+//! The two verifiers of bundles, ours and the one in `docs/`, reject the same bundles. The bundles
+//! of the vectors are mutated here, both verifiers get each mutation, and their verdicts are
+//! compared. Whether a verdict is right is up to other tests.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -14,7 +15,8 @@ use crate::support::needed;
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit");
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
 
-/// Verifies each bundle that is named on standard input, a line with the paths of bundle and checkpoint, in one process.
+/// A script that verifies every bundle named on standard input, in one process: each line has the
+/// paths of a bundle and a checkpoint.
 const MANY: &str = "
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location('verify_bundle', sys.argv[1])
@@ -30,9 +32,9 @@ for line in sys.stdin:
         print('refused:', repr(error))
 ";
 
-/// Of every so many bytes one is changed.
+/// The distance between two changed bytes.
 const STRIDE: usize = 7;
-/// What takes the place of every value, as JSON text or as what is none.
+/// Replacements for every value: JSON texts, and some that are not JSON.
 const VALUES: &[&str] = &[
     "null",
     "true",
@@ -60,7 +62,7 @@ const VALUES: &[&str] = &[
 ];
 /// The personal values of an entry.
 const PERSONAL: [&str; 3] = ["/entry/user", "/entry/request", "/entry/items/0/record"];
-/// What is replaced by one of those.
+/// A marker for the place in the text where one of the values goes.
 const MARK: &str = "\u{2}mark\u{2}";
 
 struct Mutation {
@@ -140,50 +142,51 @@ async fn theirs(mutations: &[Mutation], key: &str) -> Vec<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// Another byte, one less, one twice.
+/// Mutations of a byte: changed, removed, doubled.
 fn of_bytes(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
-    for (turn, place) in (0..bundle.len()).step_by(STRIDE).enumerate() {
+    for (turn, index) in (0..bundle.len()).step_by(STRIDE).enumerate() {
         let mut bytes = bundle.as_bytes().to_vec();
         match turn % 4 {
-            0 => bytes[place] ^= 0x01,
-            1 => bytes[place] ^= 0x20,
-            2 => drop(bytes.remove(place)),
-            _ => bytes.insert(place, bytes[place]),
+            0 => bytes[index] ^= 0x01,
+            1 => bytes[index] ^= 0x20,
+            2 => drop(bytes.remove(index)),
+            _ => bytes.insert(index, bytes[index]),
         }
-        add(format!("byte {place}, in turn {}", turn % 4), bytes);
+        add(format!("byte {index}, in turn {}", turn % 4), bytes);
     }
 }
 
-/// An entry without its personal values, in a range that reaches the end, or ends one before it.
+/// Mutations that remove personal values from an entry, in a range that reaches the end of the log
+/// or ends one entry before it.
 fn of_erasures(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<Value> = bundle.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let size = lines[0]["header"]["size"].as_u64().unwrap();
     for (behind, to) in [(None, size), (Some(false), size), (Some(true), size), (None, size - 1)] {
-        for (place, value) in (0..lines.len()).flat_map(|place| PERSONAL.map(|value| (place, value))) {
+        for (index, value) in (0..lines.len()).flat_map(|index| PERSONAL.map(|value| (index, value))) {
             let mut lines = lines.clone();
             lines[0]["header"]["to"] = to.into();
             if let Some(behind) = behind {
                 lines[0]["header"]["erasures_behind"] = behind.into();
             }
-            if let Some(Value::Object(personal)) = lines[place].pointer_mut(value) {
+            if let Some(Value::Object(personal)) = lines[index].pointer_mut(value) {
                 personal.retain(|name, _| name == "hmac");
                 let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-                add(format!("line {place} without {value}, to {to}, behind {behind:?}"), text.into_bytes());
+                add(format!("line {index} without {value}, to {to}, behind {behind:?}"), text.into_bytes());
             }
         }
     }
 }
 
-/// Lines that are left out, come twice or in another order, and their ends.
+/// Mutations of whole lines: removed, doubled, reordered, with other line ends.
 fn of_lines(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<&str> = bundle.split_inclusive('\n').collect();
-    for place in 0..lines.len() {
+    for index in 0..lines.len() {
         let mut with = |what: &str, put: &[&str]| {
             let mut all = lines.clone();
-            all.splice(place..=place, put.iter().copied());
-            add(format!("line {place} {what}"), all.concat().into_bytes());
+            all.splice(index..=index, put.iter().copied());
+            add(format!("line {index} {what}"), all.concat().into_bytes());
         };
-        let line = lines[place];
+        let line = lines[index];
         let bare = line.trim_end();
         with("left out", &[]);
         with("twice", &[line, line]);
@@ -201,25 +204,26 @@ fn of_lines(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
         {
             with(&format!("after {more}"), &[more, "\n", line]);
         }
-        if place + 1 < lines.len() {
+        if index + 1 < lines.len() {
             let mut all = lines.clone();
-            all.swap(place, place + 1);
-            add(format!("lines {place} and the next in each other's place"), all.concat().into_bytes());
+            all.swap(index, index + 1);
+            add(format!("lines {index} and the next in each other's place"), all.concat().into_bytes());
         }
     }
 }
 
-/// Every value of every line: another one, none, one that is there twice, one more, and an object as a list.
+/// Mutations of every value in every line: changed, removed, doubled, with another one added, and
+/// an object turned into a list.
 fn of_values(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<&str> = bundle.lines().collect();
-    for (place, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate() {
         let value: Value = serde_json::from_str(line).unwrap();
         let mut pointers = Vec::new();
         pointers_of(&value, String::new(), &mut pointers);
         let mut with = |what: String, text: String| {
             let mut all: Vec<&str> = lines.clone();
-            all[place] = &text;
-            add(format!("line {place} {what}"), (all.join("\n") + "\n").into_bytes());
+            all[index] = &text;
+            add(format!("line {index} {what}"), (all.join("\n") + "\n").into_bytes());
         };
         for pointer in pointers {
             let mut marked = value.clone();
@@ -290,10 +294,10 @@ fn pointers_of(value: &Value, pointer: String, all: &mut Vec<String>) {
     all.push(pointer);
 }
 
-/// Checkpoints and keys within the bundle.
+/// Mutations of checkpoints and keys within the bundle.
 fn of_notes_and_keys(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
     let lines: Vec<&str> = bundle.lines().collect();
-    for (place, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate() {
         let value: Value = serde_json::from_str(line).unwrap();
         let (kind, others) = match (value["checkpoint"].as_str(), value["key"].as_str()) {
             (Some(note), _) => ("checkpoint", notes(note)),
@@ -303,13 +307,13 @@ fn of_notes_and_keys(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
         for (what, other) in others {
             let text = serde_json::json!({ kind: other }).to_string();
             let mut all: Vec<&str> = lines.clone();
-            all[place] = &text;
-            add(format!("line {place}: {what}"), (all.join("\n") + "\n").into_bytes());
+            all[index] = &text;
+            add(format!("line {index}: {what}"), (all.join("\n") + "\n").into_bytes());
         }
     }
 }
 
-/// Other spellings of a signed note, and what is none.
+/// Other spellings of a signed note, and texts that are not notes.
 fn notes(note: &str) -> Vec<(String, String)> {
     let (body, signatures) = note.rsplit_once("\n\n").unwrap();
     let signature = signatures.trim_end();
@@ -351,7 +355,7 @@ fn notes(note: &str) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Other spellings of a key, and what is none.
+/// Other spellings of a key, and texts that are not keys.
 fn keys(key: &str) -> Vec<(String, String)> {
     let [name, id, base64] = key.splitn(3, '+').collect::<Vec<_>>()[..] else { panic!("{key}") };
     [
@@ -376,7 +380,8 @@ fn keys(key: &str) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// The same base64 with a bit set that its padding makes meaningless; the text itself where there is none.
+/// The same base64 with a bit set that its padding ignores, or the text itself if there is no such
+/// bit.
 fn spare_bit(base64: &str) -> String {
     const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bare = base64.trim_end_matches('=');

@@ -1,5 +1,5 @@
-//! Several replicas append to one tenant's log, and are killed at any moment: what was answered is in the log, and the log
-//! is one tree.
+//! Several replicas append to one tenant's log and are killed at random times: everything that was
+//! answered is in the log, and the log is one tree.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -20,18 +20,18 @@ use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
 const REPLICAS: usize = 3;
-/// How often each replica is killed: 51 kills together.
+/// The kills of each replica, 51 in total.
 const KILLS: usize = 17;
-/// How often the database is.
+/// The kills of the database.
 const DATABASE_KILLS: usize = 3;
-/// Calls at once on each replica.
+/// The concurrent callers of each replica.
 const CALLERS: usize = 3;
 
-/// SplitMix64 (Steele, Lea, Flood, 2014): what a seed has shown can be shown again.
+/// SplitMix64 (Steele, Lea, Flood, 2014): a seed makes a run repeatable.
 struct Random(u64);
 
 impl Random {
-    /// Below `end`.
+    /// A number below `end`.
     fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -46,7 +46,7 @@ impl Random {
     }
 }
 
-/// A value that was encrypted, and how that can be shown.
+/// An encrypted value, and what its decryption must give.
 #[derive(Clone)]
 struct Sealed {
     token: Value,
@@ -54,25 +54,25 @@ struct Sealed {
     plaintext: String,
 }
 
-/// What was answered.
+/// The answers that callers received.
 #[derive(Default)]
-struct Book {
+struct Answered {
     requests: Vec<String>,
-    /// How many tokens or plaintexts each call gave.
+    /// The number of tokens or plaintexts in each answer.
     given: Vec<(String, usize)>,
     sealed: Vec<Sealed>,
-    /// Calls that a kill cut off: they were sent, and no answer came.
+    /// The number of calls that a kill interrupted: they were sent and not answered.
     cut: usize,
 }
 
-/// Where a replica listens now.
+/// The address on which a replica currently listens.
 type Base = Arc<Mutex<String>>;
 
 /// One caller of one replica.
 struct Caller {
     name: String,
     base: Base,
-    book: Arc<Mutex<Book>>,
+    answered: Arc<Mutex<Answered>>,
     jwt: String,
     client: reqwest::Client,
     random: Random,
@@ -86,9 +86,9 @@ impl Caller {
             }
             let request = format!("{}-{n}", self.name);
             let known = {
-                let book = self.book.lock().unwrap();
-                let count = book.sealed.len();
-                (count > 0).then(|| book.sealed[self.random.below(count)].clone())
+                let answered = self.answered.lock().unwrap();
+                let count = answered.sealed.len();
+                (count > 0).then(|| answered.sealed[self.random.below(count)].clone())
             };
             let new = format!("record-{request}");
             match (self.random.below(4), known) {
@@ -111,15 +111,19 @@ impl Caller {
                 answer.map(|answer| answer["items"].as_array().unwrap().clone())
             }
         };
-        // Of many, one can be refused.
+        // In a batch, single items can be refused.
         let done = answer.iter().flatten().filter(|answer| answer["ciphertext"].is_string()).count();
         if done > 0 {
-            self.book.lock().unwrap().given.push((request.to_owned(), done));
+            self.answered.lock().unwrap().given.push((request.to_owned(), done));
         }
         for (answer, record) in answer.iter().flatten().zip(records) {
             if answer["ciphertext"].is_string() {
                 let (token, plaintext) = (answer["ciphertext"].clone(), format!("{request} {record}"));
-                self.book.lock().unwrap().sealed.push(Sealed { token, record: record.clone(), plaintext });
+                self.answered.lock().unwrap().sealed.push(Sealed {
+                    token,
+                    record: record.clone(),
+                    plaintext,
+                });
             }
         }
     }
@@ -128,36 +132,38 @@ impl Caller {
         let body = json!({ "ciphertext": sealed.token, "record_id": sealed.record });
         if let Some(answer) = self.post(request, "decrypt", &body).await {
             assert_eq!(answer["plaintext"], *sealed.plaintext, "{request}");
-            self.book.lock().unwrap().given.push((request.to_owned(), 1));
+            self.answered.lock().unwrap().given.push((request.to_owned(), 1));
         }
     }
 
-    /// The answer to a call that was done; such a call is in the book.
+    /// The answer to a call if it succeeded; the request is recorded.
     async fn post(&self, request: &str, path: &str, body: &Value) -> Option<Value> {
         let url = format!("{}/byok/{path}", self.base.lock().unwrap());
         let call = self.client.post(url).bearer_auth(&self.jwt).header("x-request-id", request).json(body);
         let answer = match call.timeout(Duration::from_secs(5)).send().await {
             Ok(answer) if answer.status() == 200 => {
-                // Whoever has heard so much may have heard all.
-                self.book.lock().unwrap().requests.push(request.to_owned());
+                // Record the request before the body is read: with the status, the server may have
+                // sent all of it.
+                self.answered.lock().unwrap().requests.push(request.to_owned());
                 answer.json().await.ok()
             }
             Ok(_) => None,
             Err(error) => {
-                self.book.lock().unwrap().cut += usize::from(!error.is_connect());
+                self.answered.lock().unwrap().cut += usize::from(!error.is_connect());
                 None
             }
         };
         if answer.is_none() {
-            // The process is gone, or the database.
+            // The process or the database is down.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         answer
     }
 }
 
-/// Reads the whole log: its places have neither gap nor double, each digest is its row's, and the tree over all leaves is
-/// the head's. Gives the request ids, each with how many items its entry says were done.
+/// Reads the whole log and checks that its positions have no gaps or duplicates, that each digest
+/// matches its row, and that the tree over all leaves matches the head. Returns the request ids,
+/// each with the number of items that succeeded according to its entry.
 async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashMap<String, usize> {
     let head = store.log_head(tenant).await.unwrap().unwrap();
     let (mut frontier, mut ids, mut requests) = (Frontier::default(), HashSet::new(), HashMap::new());
@@ -167,11 +173,11 @@ async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashMap<String, usiz
             break;
         }
         for placed in page {
-            assert_eq!(placed.seq, frontier.size(), "no gap and no double");
+            assert_eq!(placed.seq, frontier.size(), "no gap and no duplicate");
             assert_eq!(digest_of(tenant, &placed.row), Some(placed.row.digest), "place {}", placed.seq);
-            assert!(ids.insert(placed.row.id), "an entry stands twice: {}", placed.row.id);
+            assert!(ids.insert(placed.row.id), "an entry is there twice: {}", placed.row.id);
             frontier.append(placed.row.leaf());
-            let items = unpack(&placed.row).expect("of the form that we write").items;
+            let items = unpack(&placed.row).expect("the form that this release writes").items;
             let done = items.iter().filter(|item| item.refused.is_none()).count();
             if let Some(request) = placed.row.request.value {
                 *requests.entry(request).or_default() += done;
@@ -194,7 +200,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     let database = Private::postgres().await;
     let url = create_database(&database.variable("DATABASE_URL")).await;
     let first = TestServer::on(VaultKey::create().await, url.clone(), &[("BYOK_LOG", "info")]).await;
-    let (book, stop) = (Arc::new(Mutex::new(Book::default())), CancellationToken::new());
+    let (answered, stop) = (Arc::new(Mutex::new(Answered::default())), CancellationToken::new());
     let mut replicas = vec![first];
     while replicas.len() < REPLICAS {
         let replica = replicas[0].replica().await;
@@ -202,20 +208,20 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     }
 
     let (mut callers, mut killers) = (Vec::new(), Vec::new());
-    for (place, mut replica) in replicas.into_iter().enumerate() {
+    for (number, mut replica) in replicas.into_iter().enumerate() {
         let base = Arc::new(Mutex::new(replica.base.clone()));
         for caller in 0..CALLERS {
             let caller = Caller {
-                name: format!("r{place}c{caller}"),
+                name: format!("r{number}c{caller}"),
                 base: base.clone(),
-                book: book.clone(),
+                answered: answered.clone(),
                 jwt: replica.jwt("admin", "the-admin"),
                 client: replica.client.clone(),
-                random: Random(seed ^ (place * CALLERS + caller + 1) as u64),
+                random: Random(seed ^ (number * CALLERS + caller + 1) as u64),
             };
             callers.push(tokio::spawn(caller.call_until(stop.clone())));
         }
-        let mut random = Random(seed ^ (1_000 + place) as u64);
+        let mut random = Random(seed ^ (1_000 + number) as u64);
         killers.push(tokio::spawn(async move {
             for _ in 0..KILLS {
                 random.pause(50, 700).await;
@@ -241,10 +247,10 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
         caller.await.unwrap();
     }
 
-    let Book { requests, given, sealed, cut } = std::mem::take(&mut *book.lock().unwrap());
+    let Answered { requests, given, sealed, cut } = std::mem::take(&mut *answered.lock().unwrap());
     println!("{} calls were answered, {cut} cut off; {} values are sealed", requests.len(), sealed.len());
     assert!(requests.len() > 100, "the callers were held up");
-    assert!(cut > KILLS, "the kills met no call");
+    assert!(cut > KILLS, "the kills interrupted too few calls");
     for (n, some) in sealed.chunks(100).enumerate() {
         opens(&survivors[n % survivors.len()], some).await;
     }
@@ -258,7 +264,7 @@ async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     }
 }
 
-/// Each value opens, once the key is shown to work again.
+/// Asserts that each value can be decrypted, once the key has been shown to work again.
 async fn opens(server: &TestServer, sealed: &[Sealed]) {
     let item = |sealed: &Sealed| json!({ "ciphertext": sealed.token, "record_id": sealed.record });
     let items: Vec<Value> = sealed.iter().map(item).collect();
@@ -271,7 +277,7 @@ async fn opens(server: &TestServer, sealed: &[Sealed]) {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    panic!("a value that was acknowledged does not open: {answer}");
+    panic!("an acknowledged value cannot be decrypted: {answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

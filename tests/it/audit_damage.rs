@@ -1,6 +1,7 @@
-//! What a database superuser, whom no trigger stops, does to the audit log and to the rows of DEKs: every damage is found,
-//! named and placed by `byok audit verify`, and in a bundle that was exported afterwards by `verify-bundle` and by the
-//! Python verifier. Some only a checkpoint shows that was kept elsewhere.
+//! Damage that a database superuser, whom no trigger stops, does to the audit log and to the rows
+//! of DEKs. `byok audit verify` finds and locates all of it, and so do `verify-bundle` and the
+//! Python verifier in a bundle exported afterwards. Some damage is found only with a checkpoint
+//! that was saved elsewhere.
 
 use std::path::Path;
 
@@ -18,7 +19,8 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 impl Sealed {
-    /// Makes the head again from the first entries as they are now, as somebody would who knows the code.
+    /// Recomputes the head from the first entries as they are now, as somebody who knows the code
+    /// would.
     async fn recompute_head(&self, size: u64) {
         let mut frontier = Frontier::default();
         let leaves = self.store.leaves(self.tenant.uid, 0..size).await.unwrap();
@@ -28,23 +30,24 @@ impl Sealed {
     }
 
     /// Changes an entry and every hash that depends on it.
-    async fn rewrite(&self, place: u64) {
-        self.damage(&format!("UPDATE np_byok_audit SET role = 'somebody-else' WHERE seq = {place}")).await;
-        let row = self.store.entries_from(self.tenant.uid, place, 1).await.unwrap().remove(0).row;
+    async fn rewrite(&self, position: u64) {
+        self.damage(&format!("UPDATE np_byok_audit SET role = 'somebody-else' WHERE seq = {position}")).await;
+        let row = self.store.entries_from(self.tenant.uid, position, 1).await.unwrap().remove(0).row;
         let digest = hexadecimal(&digest_of(self.tenant.uid, &row).unwrap());
-        self.damage(&format!("UPDATE np_byok_audit SET digest = '\\x{digest}' WHERE seq = {place}")).await;
+        self.damage(&format!("UPDATE np_byok_audit SET digest = '\\x{digest}' WHERE seq = {position}")).await;
         self.recompute_head(12).await;
     }
 
-    /// Exports everything that is covered; both verifiers find it in the bundle too.
-    async fn both_find(&self, name: &str, place: &str) {
-        let bundle = self.export(&[]).await.unwrap_or_else(|said| panic!("{}", said.text));
-        for said in self.both(&bundle, None).await {
-            said.finds(name, place);
+    /// Exports everything that checkpoints cover, and asserts that both verifiers find the damage
+    /// in the bundle too.
+    async fn both_find(&self, name: &str, position: &str) {
+        let bundle = self.export(&[]).await.unwrap_or_else(|verdict| panic!("{}", verdict.text));
+        for verdict in self.both(&bundle, None).await {
+            verdict.finds(name, position);
         }
     }
 
-    async fn verify_against(&self, pinned: &Path) -> crate::support::sealed::Said {
+    async fn verify_against(&self, pinned: &Path) -> crate::support::sealed::Verdict {
         self.verify(&["--checkpoint", pinned.to_str().unwrap()]).await
     }
 }
@@ -55,10 +58,10 @@ async fn a_log_that_nobody_touched_holds() {
     let early = sealed.checkpoint_of(5).await;
     let late = sealed.checkpoint().await;
     for pinned in [&early, &late] {
-        let said = sealed.verify_against(pinned).await;
-        said.holds();
+        let verdict = sealed.verify_against(pinned).await;
+        verdict.holds();
         for claim in ["content", "personal", "order", "tree", "signed", "pinned", "deks"] {
-            assert!(said.text.contains(&format!("holds  {claim} ")), "{}", said.text);
+            assert!(verdict.text.contains(&format!("holds  {claim} ")), "{}", verdict.text);
         }
     }
     let unpinned = sealed.verify(&[]).await;
@@ -101,10 +104,10 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
         let sealed = Sealed::sealed().await;
         sealed.damage(&format!("UPDATE np_byok_audit SET {set} WHERE {which}")).await;
         sealed.verify(&[]).await.finds("unmarked-erasure", what);
-        // To the end of the log: nothing stands behind it that could say so.
-        let (place, _) = what.split_once(':').unwrap();
-        sealed.both_find("unmarked-erasure", place).await;
-        // Of a range that ends before, an entry behind it may say so.
+        // In a bundle to the end of the log, no later entry can record the erasure.
+        let (position, _) = what.split_once(':').unwrap();
+        sealed.both_find("unmarked-erasure", position).await;
+        // In a bundle of an earlier range, a later entry could record the erasure.
         let time = "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM np_byok_audit WHERE seq = 11";
         let last: String = sqlx::query_scalar(time).fetch_one(&sealed.server.database().await).await.unwrap();
         open(
@@ -119,21 +122,21 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let erased = sealed.byok(&["erase", "--record", "record-3"], &url).await;
     erased.holds();
     assert!(erased.text.starts_with("erased from 1 entries and 1 rows of DEKs"), "{}", erased.text);
-    let said = sealed.verify(&[]).await;
-    said.holds();
-    assert!(said.text.contains("(1 of them erased)"), "{}", said.text);
+    let verdict = sealed.verify(&[]).await;
+    verdict.holds();
+    assert!(verdict.text.contains("(1 of them erased)"), "{}", verdict.text);
     // The entry that says so is after what the last checkpoint covers.
     open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
     sealed.checkpoint().await;
-    for said in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
-        said.holds();
+    for verdict in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
+        verdict.holds();
         assert!(
-            said.text.contains("(1 of them erased)") || said.text.contains(", 1 values erased\n"),
+            verdict.text.contains("(1 of them erased)") || verdict.text.contains(", 1 values erased\n"),
             "{}",
-            said.text
+            verdict.text
         );
     }
-    // An erasure of records says nothing of users, and none of what came after it.
+    // An erasure of records does not account for users, or for anything that came after it.
     let strip = "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL";
     sealed.damage(&format!("{strip} WHERE seq = 5")).await;
     sealed.verify(&[]).await.finds("unmarked-erasure", "place 5: the user");
@@ -145,9 +148,14 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     sealed.verify(&[]).await.finds("unmarked-erasure", &format!("place {last}: the user"));
     sealed.checkpoint().await;
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.finds("unmarked-erasure", &format!("place {last}: "));
-        assert_eq!(said.text.matches("unmarked-erasure: ").count(), 1, "only the last: {}", said.text);
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.finds("unmarked-erasure", &format!("place {last}: "));
+        assert_eq!(
+            verdict.text.matches("unmarked-erasure: ").count(),
+            1,
+            "the last one alone: {}",
+            verdict.text
+        );
     }
 }
 
@@ -166,8 +174,8 @@ async fn a_removed_entry_is_found() {
     let sealed = Sealed::sealed().await;
     sealed.damage("DELETE FROM np_byok_audit WHERE seq = 4").await;
     sealed.verify(&[]).await.finds("removed-entry", "place 4");
-    let said = sealed.export(&[]).await.unwrap_err();
-    assert!(said.text.contains("the entry at place 4 is missing"), "{}", said.text);
+    let verdict = sealed.export(&[]).await.unwrap_err();
+    assert!(verdict.text.contains("the entry at place 4 is missing"), "{}", verdict.text);
 }
 
 #[tokio::test]
@@ -182,7 +190,7 @@ async fn a_swapped_pair_is_found() {
 }
 
 #[tokio::test]
-async fn a_truncated_tail_is_found_without_traces_only_by_a_pinned_checkpoint() {
+async fn only_a_pinned_checkpoint_finds_a_tail_truncated_without_traces() {
     let sealed = Sealed::start().await;
     sealed.checkpoint_of(5).await;
     let pinned = sealed.checkpoint().await;
@@ -193,18 +201,18 @@ async fn a_truncated_tail_is_found_without_traces_only_by_a_pinned_checkpoint() 
     assert!(sealed.export(&[]).await.is_err());
 
     sealed.damage("DELETE FROM np_byok_checkpoints WHERE size = 12").await;
-    // The DEKs of what was cut off are all that is left; they go as well.
+    // Only the DEKs remain of the entries that were cut off; they are deleted as well.
     sealed
         .damage("DELETE FROM np_byok_wrapped_deks WHERE record_id LIKE 'batch-%' OR record_id = 'record-9'")
         .await;
     sealed.verify(&[]).await.holds();
     sealed.verify_against(&pinned).await.finds("truncated-tail", "the pinned checkpoint of size 12");
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.holds();
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.holds();
     }
-    for said in sealed.both(&bundle, Some(&pinned)).await {
-        said.finds("pinned-not-shown", "pinned size");
+    for verdict in sealed.both(&bundle, Some(&pinned)).await {
+        verdict.finds("pinned-not-shown", "pinned size");
     }
 }
 
@@ -221,11 +229,11 @@ async fn a_rewritten_history_under_a_stolen_key_needs_a_pinned_checkpoint() {
     sealed.verify(&[]).await.holds();
     sealed.verify_against(&pinned).await.finds("rewritten-history", "the pinned checkpoint of size 12");
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    for said in sealed.both(&bundle, None).await {
-        said.holds();
+    for verdict in sealed.both(&bundle, None).await {
+        verdict.holds();
     }
-    for said in sealed.both(&bundle, Some(&pinned)).await {
-        said.finds("rewritten-history", "pinned checkpoint");
+    for verdict in sealed.both(&bundle, Some(&pinned)).await {
+        verdict.finds("rewritten-history", "pinned checkpoint");
     }
 }
 
@@ -241,7 +249,8 @@ async fn a_forged_or_missing_checkpoint_is_found() {
     sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{forged}'")).await;
     sealed.verify(&[]).await.finds("forged-checkpoint", "size 12");
     sealed.both_find("forged-checkpoint", "size 12").await;
-    // Signed with another key, it is the key that does not fit: whose of both is the wrong one, nobody can tell.
+    // If another key signed it, the finding is that the keys differ; nobody can tell which of them
+    // is wrong.
     let other = sealed.sign(&Ed25519SigningKey::generate_pem(), Checkpoint { origin, size, root });
     sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{other}'")).await;
     sealed.verify(&[]).await.finds("wrong-key", "size 12");
@@ -250,8 +259,8 @@ async fn a_forged_or_missing_checkpoint_is_found() {
     sealed.damage("DELETE FROM np_byok_checkpoints").await;
     sealed.verify(&[]).await.finds("missing-checkpoint", "no signed checkpoint");
     sealed.verify_against(&pinned).await.finds("missing-checkpoint", "size 12 is no longer kept");
-    let said = sealed.export(&[]).await.unwrap_err();
-    assert!(said.text.contains("no checkpoint of this log is kept"), "{}", said.text);
+    let verdict = sealed.export(&[]).await.unwrap_err();
+    assert!(verdict.text.contains("no checkpoint of this log is kept"), "{}", verdict.text);
 }
 
 #[tokio::test]
@@ -275,7 +284,7 @@ async fn a_pruned_range_that_is_not_marked_is_found() {
     let sealed = Sealed::sealed().await;
     sealed.damage("DELETE FROM np_byok_audit WHERE seq < 4").await;
     sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
-    // An entry alone does not do: the hashes have to be there as well.
+    // An entry alone is not enough: the hashes must be present as well.
     let prune = pack(sealed.tenant.uid, &entry(Operation::Prune, Some("prune 1 0 4")));
     sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
     sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
@@ -291,23 +300,23 @@ async fn an_item_changed_inside_a_batch_is_found() {
         .await;
     sealed.verify(&[]).await.finds("changed-field", "place 10: the record id of item 1");
     sealed.both_find("changed-field", "place 10").await;
-    // The last byte of the last record's HMAC: behind it is the hash of the wrapped DEK.
+    // The last byte of the last record's HMAC, which the hash of the wrapped DEK follows.
     let last = "octet_length(items) - 33";
     let flip = format!("items = set_byte(items, {last}, get_byte(items, {last}) # 1)");
     sealed.damage(&format!("UPDATE np_byok_audit SET {flip} WHERE seq = 10")).await;
-    let said = sealed.verify(&[]).await;
-    said.finds("changed-field", "place 10: the entry, or one of its items");
-    said.finds("changed-field", "place 10: the record id of item 2");
+    let verdict = sealed.verify(&[]).await;
+    verdict.finds("changed-field", "place 10: the entry, or one of its items");
+    verdict.finds("changed-field", "place 10: the record id of item 2");
     sealed.both_find("changed-field", "place 10").await;
 }
 
 #[tokio::test]
 async fn an_entry_beside_the_log_is_found() {
     let sealed = Sealed::sealed().await;
-    let copy = |place: u64| {
+    let copy = |position: u64| {
         format!(
             "CREATE TEMP TABLE one AS SELECT * FROM np_byok_audit WHERE seq = 5;
-             UPDATE one SET seq = {place}, at = at + interval '1 second'; INSERT INTO np_byok_audit SELECT * FROM one"
+             UPDATE one SET seq = {position}, at = at + interval '1 second'; INSERT INTO np_byok_audit SELECT * FROM one"
         )
     };
     sealed.damage(&copy(12)).await;

@@ -1,5 +1,6 @@
-//! What leaves an entry in the audit log, and how much of it: nobody who may do nothing can fill the log, a state that is
-//! polled leaves one entry an hour, and entries of both forms stand in one log.
+//! Which calls leave entries in the audit log, and how many: a caller without rights cannot fill
+//! the log, a state that is polled leaves one entry an hour, and one log can have entries of both
+//! forms.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use byok::verify::{Claim, Export, State, Trust, Wanted, verify_bundle, verify_lo
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::guarded::{House, until};
+use crate::guarded::{Deployment, until};
 use crate::support::rows;
 use crate::support::sealed::entry;
 use crate::support::server::TestServer;
@@ -22,7 +23,7 @@ use crate::support::server::TestServer;
 #[tokio::test]
 async fn a_call_whose_items_are_all_refused_leaves_a_small_entry() {
     let server = TestServer::start().await;
-    // A role that is granted nothing; a token that is none, of the longest record id that is taken.
+    // A role with no grants, and an invalid token with the longest accepted record id.
     let nobody = server.jwt("nobody", "n");
     let mallory = server.jwt("service", "m");
     let items: Vec<Value> = (0..2_000)
@@ -74,25 +75,25 @@ async fn a_state_that_is_polled_leaves_one_entry_for_each_person() {
 
 #[tokio::test]
 async fn a_state_read_after_the_database_was_restored_leaves_another_entry() {
-    let house = House::new().await;
-    let one = house.replica().await;
+    let deployment = Deployment::new().await;
+    let one = deployment.replica().await;
     let caller = one.caller();
     assert!(one.app.rotate(&caller, false).await.is_ok());
-    let backup = house.folder.path().join("backup.db");
-    let original = format!("sqlite://{}/byok.db", house.folder.path().display());
+    let backup = deployment.folder.path().join("backup.db");
+    let original = format!("sqlite://{}/byok.db", deployment.folder.path().display());
     let original = sqlx::SqlitePool::connect(&original).await.unwrap();
     let into = sqlx::AssertSqlSafe(format!("VACUUM INTO '{}'", backup.display()));
     sqlx::raw_sql(into).execute(&original).await.unwrap();
     let read = async || one.app.rotation(&caller, None).await.is_ok();
     assert!(read().await && read().await);
     assert_eq!(one.outcomes(9).await, ["Rotate Ok", "Rotate Ok"], "the start, and one for both reads");
-    *house.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
+    *deployment.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
     assert!(one.encrypt("r").await.is_err(), "it is found out");
     until("it is read", read).await;
     assert_eq!(one.outcomes(9).await, ["Rotate Ok", "Rotate Ok"], "the start, and one for the reads since");
 }
 
-/// An entry as the first release wrote it: one item done, one refused.
+/// An entry as the first release wrote it: one item succeeded, one refused.
 fn of_the_first_form() -> EntryRow {
     let hex = |text: &str| -> Vec<u8> {
         (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
@@ -120,7 +121,7 @@ fn of_the_first_form() -> EntryRow {
     }
 }
 
-/// A refusal of the second form that voids that entry, with everything that the form has room for.
+/// A refusal of the second form that voids that entry, with every field of the form set.
 fn of_the_second_form() -> Entry {
     let mut extensions = Extensions::default();
     extensions.set_voids(of_the_first_form().id);
@@ -153,7 +154,7 @@ async fn a_log_of_both_entry_forms_verifies_in_database_and_bundle() {
     let tenant = byok::model::Tenant { uid, name: "both-forms".to_owned() };
     store.commit(&rows::changes(uid, vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
     let mut first = of_the_first_form();
-    // Of this tenant: what the first release computed for it.
+    // The digest that the first release computed for this tenant.
     let digest = "b75c000127f5e2b4bb849196d18ad259ebfddd5b44294dd3e62e282b44b4c00d";
     first.digest = std::array::from_fn(|at| u8::from_str_radix(&digest[2 * at..2 * at + 2], 16).unwrap());
     let second = of_the_second_form();

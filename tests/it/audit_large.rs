@@ -1,5 +1,6 @@
-//! Entries as large as a caller could make them when a log kept record ids of any length: whoever reads the log reads all of
-//! it, in statements that end within the database's time limit.
+//! Entries as large as a caller could make them when the log stored record ids of any length.
+//! Readers of the log still read all of it, in statements that end within the database's time
+//! limit.
 
 use std::sync::Arc;
 
@@ -27,10 +28,10 @@ on_every_database! {
 
 type Db = Arc<dyn Store>;
 
-/// What one statement reads of entries, in bytes as they are stored, before the last of them.
+/// The bytes of entries, as they are stored, that one statement reads before the last entry.
 const PORTION: usize = 1 << 20;
 
-/// Text that no database makes shorter.
+/// Text that no database compresses.
 fn incompressible(bytes: usize, seed: u64) -> String {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -44,7 +45,7 @@ fn incompressible(bytes: usize, seed: u64) -> String {
     (0..bytes).map(|_| next()).collect()
 }
 
-/// An entry of a record with an id of so many bytes.
+/// An entry of a record with an id of this many bytes.
 fn large(bytes: usize, seed: u64) -> EntryRow {
     let record = incompressible(bytes, seed);
     EntryRow { records: format!(r#"[["{record}","AQEBAQEBAQEBAQEBAQEBAQ=="]]"#), ..entry() }
@@ -54,13 +55,13 @@ fn of_record(record_id: &str) -> EntryFilter {
     EntryFilter { record_id: Some(record_id.to_owned()), ..EntryFilter::default() }
 }
 
-/// The places of all pages of a filter, newest first.
+/// The positions on all pages of a filter, newest first.
 async fn walk(store: &dyn Store, tenant: TenantUid, filter: &EntryFilter) -> Vec<u64> {
-    let (mut places, mut before) = (Vec::new(), None);
+    let (mut positions, mut before) = (Vec::new(), None);
     loop {
         let page = store.entries(tenant, filter, before, 32).await.expect("a page is read");
-        places.extend(page.entries.iter().map(|entry| entry.seq));
-        let Some(next) = page.next else { return places };
+        positions.extend(page.entries.iter().map(|entry| entry.seq));
+        let Some(next) = page.next else { return positions };
         assert!(before.is_none_or(|before| next < before), "it stays at {next}");
         before = Some(next);
     }
@@ -86,22 +87,22 @@ async fn one_statement_reads_few_large_entries_and_always_one(store: Db) {
     }
     assert!(reads.iter().eq(rows.iter().map(|row| &row.id)));
     let sizes = store.sizes(tenant, 3..100).await.unwrap();
-    assert!(sizes.iter().map(|(place, _)| *place).eq(3..13));
-    assert!(sizes.iter().all(|(place, bytes)| *bytes > if *place == 12 { 2_900_000 } else { 290_000 }));
+    assert!(sizes.iter().map(|(position, _)| *position).eq(3..13));
+    assert!(sizes.iter().all(|(position, bytes)| *bytes > if *position == 12 { 2_900_000 } else { 290_000 }));
 }
 
 async fn large_entries_hide_no_other_from_a_page_or_a_filter(store: Db) {
     let tenant = tenant(&*store).await;
     let rows: Vec<EntryRow> = (0..600)
-        .map(|place| if (100..150).contains(&place) { large(200_000, place) } else { entry() })
+        .map(|position| if (100..150).contains(&position) { large(200_000, position) } else { entry() })
         .collect();
     let mut base = 0;
     for rows in rows.chunks(20) {
         base += store.commit(&entries(tenant, base, rows.to_vec())).await.map(|_| rows.len() as u64).unwrap();
     }
-    let small: Vec<u64> = (0..600).rev().filter(|place| !(100..150).contains(place)).collect();
+    let small: Vec<u64> = (0..600).rev().filter(|position| !(100..150).contains(position)).collect();
     let of_large = of_record(&incompressible(200_000, 123));
-    // Before the index is there, and with it: it names the chunk that the large entries are in.
+    // Without the index, and with it: it names the chunk that has the large entries.
     for derived in [false, true] {
         if derived {
             assert_eq!(Derivation::default().pass(&*store, &CancellationToken::new()).await, Derived::All);
@@ -113,8 +114,8 @@ async fn large_entries_hide_no_other_from_a_page_or_a_filter(store: Db) {
     }
 }
 
-/// One of the calls that could be made before record ids were bounded. PostgreSQL compresses it to a seventieth: no statement
-/// can know by its size as it is stored how long it takes to read.
+/// One of the calls that were possible before record ids were bounded. PostgreSQL compresses it to
+/// a seventieth, so no statement can tell from its stored size how long it takes to read.
 fn poisoned(tenant: TenantUid, nth: usize) -> EntryRow {
     let item = |item: usize| Item {
         record_id: Some(format!("{nth}-{item}-{}", "x".repeat(16_000)).into()),
@@ -128,15 +129,15 @@ fn call(operation: Operation, items: Vec<Item>) -> Entry {
     Entry { role: "user".into(), items, ..Entry::of_operator(now(), operation, Some("u-1".to_owned()), None) }
 }
 
-/// A log with an entry of the record `hidden`, 40 poisoned ones of 4 MB each, and others before and after; and its database, at
-/// which a statement has less time than all of these take.
+/// A log with an entry of the record `hidden`, 40 poisoned ones of 4 MB each, and others before and
+/// after. The database allows a statement less time than all of these need.
 async fn poisoned_log() -> (crate::support::postgres::TestDatabase, Arc<dyn Database>, Tenant) {
     let (database, store) = migrated().await;
     let uid = tenant(&*store).await;
     let tenant = store.tenants().await.unwrap().into_iter().find(|tenant| tenant.uid == uid).unwrap();
     let item = |record: &str| Item { record_id: Some(record.into()), ..Item::default() };
-    let usual = |place: u64| {
-        let record = if place == 3 { "hidden" } else { "record-1" };
+    let usual = |position: u64| {
+        let record = if position == 3 { "hidden" } else { "record-1" };
         pack(uid, &call(Operation::Encrypt, vec![item(record)]))
     };
     let mut base = 0;
@@ -188,7 +189,7 @@ async fn a_log_of_the_largest_entries_is_read_within_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
+async fn a_record_is_erased_from_the_largest_entries_in_turn() {
     let (_database, store, tenant) = poisoned_log().await;
     let uid = tenant.uid;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -207,7 +208,8 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     assert_eq!(walk(&*store, uid, &of_record("hidden")).await, [3]);
 }
 
-/// Whoever can write the table can put a second row at a place. The sound one has to be seen too, however large both are.
+/// A writer of the table can insert a second row at a position. The valid one must be read too,
+/// however large both are.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rows_of_one_place_are_read_together() {
     let (database, store) = migrated().await;
@@ -219,11 +221,11 @@ async fn the_rows_of_one_place_are_read_together() {
         user_salt, user_hmac, request_id, request_salt, request_hmac, item_count, records, items, detail, digest
         FROM np_byok_audit WHERE seq = 2";
     execute(&database.url, again).await;
-    let places = async |from| {
+    let positions = async |from| {
         let read = store.entries_from(tenant, from, 100).await.unwrap();
         read.iter().map(|placed| placed.seq).collect::<Vec<_>>()
     };
-    assert_eq!([places(0).await, places(1).await, places(2).await], [vec![0], vec![1, 1], vec![2]]);
+    assert_eq!([positions(0).await, positions(1).await, positions(2).await], [vec![0], vec![1, 1], vec![2]]);
     assert_eq!(walk(&*store, tenant, &EntryFilter::default()).await, [3, 2, 1, 1, 0]);
     assert_eq!(walk(&*store, tenant, &of_record("nobody's")).await, [0; 0]);
 }

@@ -1,5 +1,6 @@
-//! The log is held against the audit file of the real Vault, and against the log that the stand-in for Azure keeps: what an
-//! entry explains, what probing does, and what nobody explains.
+//! Reconciliation of the log with the audit file of the real Vault, and with the log of the
+//! stand-in for Azure: calls that entries explain, calls that probes explain, and unexplained
+//! calls.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::support::provider::Switch;
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
-/// An audit device of the shared Vault, to a file of the test's own.
+/// An audit device of the shared Vault that writes to the test's file.
 struct AuditDevice {
     folder: tempfile::TempDir,
     path: String,
@@ -43,18 +44,18 @@ async fn byok(server: &TestServer, arguments: &[&str]) -> (Option<i32>, String) 
     let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
     command.args(arguments).env_clear().envs(server.environment.iter().map(|(name, value)| (name, value)));
     let output = command.output().await.expect("byok runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.code() != Some(0) {
-        println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{printed}{}", String::from_utf8_lossy(&output.stderr));
     }
-    (output.status.code(), said)
+    (output.status.code(), printed)
 }
 
-/// Both clocks are this machine's: no margin.
+/// No margin for the clocks, since both are this machine's.
 async fn reconcile(server: &TestServer, file: &Path) -> (Option<i32>, Value) {
     let file = file.to_str().expect("a path");
-    let (code, said) = byok(server, &["audit", "reconcile", file, "--margin", "0", "--json"]).await;
-    (code, serde_json::from_str(&said).unwrap_or(Value::Null))
+    let (code, printed) = byok(server, &["audit", "reconcile", file, "--margin", "0", "--json"]).await;
+    (code, serde_json::from_str(&printed).unwrap_or(Value::Null))
 }
 
 async fn many(server: &TestServer, records: &[&str]) -> Vec<Value> {
@@ -74,7 +75,7 @@ async fn decrypt_many(server: &TestServer, items: &[Value]) {
     assert!(answer.body["items"].as_array().expect("items").iter().all(|item| item["plaintext"] == "p"));
 }
 
-/// Has the server do all that makes calls to the KMS, and calls that make none.
+/// Runs every kind of call that uses the KMS, and calls that use none.
 async fn work(server: &mut TestServer, rotated: impl Future<Output = ()>) {
     let token = server.encrypt("p", "record-1").await;
     assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
@@ -88,24 +89,25 @@ async fn work(server: &mut TestServer, rotated: impl Future<Output = ()>) {
     rotated.await;
     assert_eq!(byok(server, &["rotate"]).await.0, Some(0));
     assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
-    // Long enough for some probes of each version.
+    // Long enough for a few probes of each version.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
 }
 
-/// A server that has worked, and the device that saw it.
+/// A server that has handled all kinds of calls, and the audit device that saw them.
 async fn worked() -> (TestServer, AuditDevice) {
     let key = VaultKey::create().await;
     let device = AuditDevice::enable(&key).await;
     let database = create_database(&needed("DATABASE_URL")).await;
     let mut server = TestServer::on(key.clone(), database, &[]).await;
     work(&mut server, key.rotate()).await;
-    // The file ends after the last entry. A look at the key is audited, one at Vault's health is not.
+    // The file ends after the last entry. Reading the key is audited, reading Vault's health is
+    // not.
     server.key.admin(Method::GET, &format!("transit/keys/{}", server.key.name), json!({})).await;
     (server, device)
 }
 
-/// A wrapped DEK, as the database has it.
+/// A wrapped DEK from the database.
 async fn wrapped_dek(server: &TestServer) -> String {
     let database = server.database().await;
     let row = sqlx::query_scalar("SELECT convert_from(wrapped, 'UTF8') FROM np_byok_wrapped_deks LIMIT 1");
@@ -121,7 +123,8 @@ async fn all_our_calls_are_explained_and_all_others_are_named() {
     assert_eq!(report["format"], "Vault audit device");
     assert_eq!(report["keys"], json!([server.key.name]));
     let (provider, log) = (&report["provider"], &report["log"]);
-    // Two calls that made DEKs, one that unwrapped three after the restart, one that re-wrapped three, one unwrap after it.
+    // Two calls that made DEKs, one that unwrapped three after the restart, one that re-wrapped
+    // three, one unwrap after it.
     assert!(provider["matched"].as_u64() >= Some(5), "{report:#}");
     assert!(log["items_from_kms"].as_u64() >= Some(10), "{report:#}");
     assert!(log["cache_hits"].as_u64() >= Some(4), "{report:#}");
@@ -135,7 +138,7 @@ async fn all_our_calls_are_explained_and_all_others_are_named() {
     assert_eq!(shown.0, Some(0));
     assert!(shown.1.contains("not in our log      0\n"), "{}", shown.1);
 
-    // Who reads the log stands in it.
+    // A reader of the log is in the log too.
     let database = server.database().await;
     let readers: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM np_byok_audit WHERE operation = 'audit' AND means = 'operator'",
@@ -145,7 +148,7 @@ async fn all_our_calls_are_explained_and_all_others_are_named() {
     .unwrap();
     assert_eq!(readers, 2);
 
-    // Someone else opens a DEK, and somebody who has our token.
+    // Unwraps of a DEK by another token, and by somebody who has our token.
     let dek = json!({ "ciphertext": wrapped_dek(&server).await });
     let path = format!("transit/decrypt/{}", server.key.name);
     server.key.admin(Method::POST, &path, dek.clone()).await;
@@ -170,7 +173,7 @@ async fn all_our_calls_are_explained_and_all_others_are_named() {
     device.disable(&server.key).await;
 }
 
-/// Waits until the posture of the server's key is this.
+/// Waits until the server's key has this posture.
 async fn posture(server: &TestServer, posture: &str) {
     for _ in 0..600 {
         if server.get("/byok/health").await.body["worst_posture"] == posture {
@@ -178,7 +181,7 @@ async fn posture(server: &TestServer, posture: &str) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("the key never was {posture}: {}", server.get("/byok/health").await.body);
+    panic!("the key never became {posture}: {}", server.get("/byok/health").await.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +201,8 @@ async fn an_incident_and_a_recovery_leave_nothing_unexplained() {
     };
     works().await;
     for (switch, turns) in key.switches() {
-        // To bring a deleted key back its customer takes a copy of it, which is a use of the key that is not ours.
+        // To restore a deleted key its customer first backs it up, which is a use of the key that
+        // is not ours.
         if switch == Switch::Deletion {
             continue;
         }
@@ -207,7 +211,8 @@ async fn an_incident_and_a_recovery_leave_nothing_unexplained() {
         (turns.on)().await;
         works().await;
     }
-    // The file ends after the last entry. A look at the key is audited, one at Vault's health is not.
+    // The file ends after the last entry. Reading the key is audited, reading Vault's health is
+    // not.
     server.key.admin(Method::GET, &format!("transit/keys/{}", server.key.name), json!({})).await;
 
     let (code, report) = reconcile(&server, &device.file()).await;
@@ -218,7 +223,7 @@ async fn an_incident_and_a_recovery_leave_nothing_unexplained() {
     let principals = provider["principals"].as_array().unwrap();
     assert!(principals.iter().all(|principal| principal["own"] == true), "{report:#}");
 
-    // Someone else's attempts are named as ever: with a token that works, and with one that never did.
+    // Other users' attempts are still found: with a valid token, and with an invalid one.
     let dek = json!({ "ciphertext": wrapped_dek(&server).await });
     let path = format!("transit/decrypt/{}", server.key.name);
     server.key.admin(Method::POST, &path, dek.clone()).await;
@@ -256,13 +261,13 @@ async fn a_call_missing_from_their_log_is_named_with_its_entry() {
     assert_eq!((&missing[0]["kms_request_id"], &missing[0]["place"]), (&json!(id), &json!(0)));
     assert_eq!((&missing[0]["entry"], &missing[0]["operation"]), (&entry["id"], &json!("encrypt")));
 
-    // An export without any call of the key that is named compares nothing.
+    // An export without calls of the named key cannot be compared.
     let file = device.file();
     let typo = ["audit", "reconcile", file.to_str().unwrap(), "--margin", "0", "--key", "typo"];
-    let (code, said) = byok(&server, &typo).await;
-    assert!(code == Some(1) && said.contains("calls of the keys   0"), "{said}");
+    let (code, printed) = byok(&server, &typo).await;
+    assert!(code == Some(1) && printed.contains("calls of the keys   0"), "{printed}");
 
-    // What cannot be read is said with its line, and the rest is read.
+    // A line that cannot be read is reported with its number, and the rest is read.
     let torn = format!("{}\n{{\"type\":\n{}\n", without[0], text);
     std::fs::write(&shorter, torn).unwrap();
     let (code, report) = reconcile(&server, &shorter).await;
@@ -275,7 +280,8 @@ async fn a_call_missing_from_their_log_is_named_with_its_entry() {
     device.disable(&server.key).await;
 }
 
-/// What the vault's log has so far without the calls by some ids, held against ours. It ends after the last entry.
+/// Reconciles our log with the vault's log so far, without the calls that have these ids. The
+/// vault's log ends after the last entry.
 async fn reconcile_azure(server: &TestServer, azure: &Azure, without: &[&str]) -> (Option<i32>, Value) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("PT1H.json");
@@ -302,12 +308,12 @@ async fn azures_log_is_joined_by_the_ids_that_we_sent() {
     assert_eq!(report["format"], "Azure Key Vault diagnostic log");
     assert_eq!(report["keys"], json!(["byok"]));
     let (provider, ours) = (&report["provider"], &report["log"]);
-    // An item is a call: three that made DEKs (one record has one already), three unwraps after the restart, three wraps of
-    // the rotation, one unwrap after it.
+    // Each item is one call: three that made DEKs (one record already has one), three unwraps after
+    // the restart, three wraps of the rotation, one unwrap after it.
     assert!(provider["matched"].as_u64() >= Some(9), "{report:#}");
     assert!(ours["items_from_kms"].as_u64() >= Some(9), "{report:#}");
     assert!(ours["cache_hits"].as_u64() >= Some(4), "{report:#}");
-    // The rotation's unwraps have none, as probes have none.
+    // The rotation's unwraps have no entries, and neither do those of probes.
     let unwraps = provider["without_entry"]["unwrap"].as_u64().expect("a number");
     assert!(unwraps >= 5, "{report:#}");
     assert!(provider["without_entry"]["wrap"].as_u64() >= Some(1), "there was a canary: {report:#}");
@@ -317,7 +323,7 @@ async fn azures_log_is_joined_by_the_ids_that_we_sent() {
     let own: Vec<&Value> = principals.iter().filter(|principal| principal["own"] == true).collect();
     assert_eq!((own.len(), &own[0]["name"]), (1, &json!(azure.client_id)), "{report:#}");
 
-    // A line that is gone is named with its entry.
+    // A missing line is reported with its entry.
     let entries = log["entries"].as_array().unwrap();
     let entry = entries.iter().rfind(|entry| entry["operation"] == "encrypt").expect("the first encrypt");
     let id = entry["items"][0]["kms_request_id"].as_str().expect("a request id").to_owned();
@@ -327,7 +333,8 @@ async fn azures_log_is_joined_by_the_ids_that_we_sent() {
     assert_eq!(missing.len(), 1, "{report:#}");
     assert_eq!((&missing[0]["kms_request_id"], &missing[0]["entry"]), (&json!(id), &entry["id"]));
 
-    // Whoever has our secret is not told from our probing: Azure's log has nothing that would. They are counted.
+    // Uses of our secret by others cannot be told from our probes: nothing in Azure's log differs.
+    // They are counted.
     let database = server.database().await;
     let row = sqlx::query_as("SELECT wrapped, key_version FROM np_byok_wrapped_deks LIMIT 1");
     let (wrapped, version): (Vec<u8>, String) = row.fetch_one(&database).await.expect("a row");
@@ -336,7 +343,7 @@ async fn azures_log_is_joined_by_the_ids_that_we_sent() {
     assert_eq!(code, Some(0));
     assert_eq!(report["provider"]["without_entry"]["unwrap"], json!(unwraps + 1), "{report:#}");
 
-    // Someone else is named, under whatever id: none, or one of ours.
+    // Another caller is reported, whatever its request id: none, or one of ours.
     let stranger =
         azure.control(Method::POST, "principals", json!({ "secrets": [{ "value": SECRET }] })).await;
     azure.allow(stranger["oid"].as_str().unwrap(), "/keys/byok").await;

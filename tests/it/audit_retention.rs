@@ -1,4 +1,5 @@
-//! Legal hold, erasure and retention: what goes, what stays, and that the log says so and still verifies.
+//! Legal hold, erasure and retention: what is deleted, what stays, and that the log records it and
+//! still verifies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +70,7 @@ on_both_databases! {
     a_clock_that_runs_ahead_drops_nothing_before_its_time
 }
 
-/// A month of the past, as the server made it at its time.
+/// The partition of a past month, as the server created it at that time.
 async fn old_month(url: &str) {
     for sql in [
         "CREATE TABLE np_byok_audit_202401 (LIKE np_byok_audit INCLUDING CONSTRAINTS INCLUDING STORAGE)",
@@ -118,7 +119,7 @@ fn row(tenant: TenantUid, at: Timestamp, user: &str, records: &[&str]) -> EntryR
     pack(tenant, &entry)
 }
 
-/// Appends rows as they are, with their own times.
+/// Appends rows with their own times.
 async fn append(database: &Db, tenant: TenantUid, rows: Vec<EntryRow>) {
     let base = database.log_size(tenant).await.unwrap();
     let batch = Batch { base, entries: rows, ..changes(tenant, Vec::new()) };
@@ -173,7 +174,7 @@ async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
         Ok(1)
     );
     let rows = all(&database, tenant).await;
-    let user = |place: usize| rows[place].row.user.clone().unwrap();
+    let user = |index: usize| rows[index].row.user.clone().unwrap();
     assert_eq!((user(0).value, user(0).salt), (None, None));
     assert_eq!((rows[0].row.request.value.clone(), rows[0].row.request.salt), (None, None));
     assert_eq!(user(1).value.as_deref(), Some("bob"));
@@ -210,8 +211,8 @@ async fn an_erased_record_is_gone_from_every_item(database: Db) {
         Ok(1)
     );
     let after = all(&database, tenant).await;
-    let records = |rows: &[PlacedEntry], place: usize| -> Vec<serde_json::Value> {
-        serde_json::from_str(&rows[place].row.records).unwrap()
+    let records = |rows: &[PlacedEntry], index: usize| -> Vec<serde_json::Value> {
+        serde_json::from_str(&rows[index].row.records).unwrap()
     };
     let left: Vec<bool> = records(&after, 0).iter().map(|record| !record.is_null()).collect();
     assert_eq!(left, [false, false, false, true]);
@@ -239,9 +240,10 @@ async fn an_erased_record_leaves_the_rows_of_its_deks_which_stay(database: Db) {
     rows.sort_by_key(|row| row.id);
     let mut erased = [one, other].map(|row| DekRow { record_id: None, ..row });
     erased.sort_by_key(|row| row.id);
-    assert_eq!(rows, erased, "all else of them stays");
+    assert_eq!(rows, erased, "everything else stays");
 
-    // The next DEK of that record is another one, and goes the same way; those before are not touched again.
+    // The record's next DEK is a new one and is erased in the same way; the earlier ones are not
+    // touched again.
     let next = dek(Some("a"));
     database.commit(&changes(tenant, vec![Change::InsertDek(next.clone())])).await.unwrap();
     assert_eq!(of_record("a").await, [next]);
@@ -250,11 +252,11 @@ async fn an_erased_record_leaves_the_rows_of_its_deks_which_stay(database: Db) {
 }
 
 #[tokio::test]
-async fn an_erased_records_tokens_still_decrypt_and_new_ones_have_another_dek() {
+async fn an_erased_records_tokens_decrypt_and_new_ones_use_another_dek() {
     let mut server = TestServer::start().await;
     let before = server.encrypt("before", "r").await;
     printed(&server.environment, &["audit", "erase", "--record", "r"]).await;
-    // Nothing is left in memory.
+    // A restart empties the memory.
     server.kill().await;
     server.start_again().await;
     let after = server.encrypt("after", "r").await;
@@ -276,7 +278,7 @@ async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
     let keeper = keeper(&database);
     keeper.hold(tenant, true).await.unwrap();
     assert_eq!(keeper.erase(tenant, &PersonalValue::User("ann".to_owned())).await, Err(AdminError::OnHold));
-    // Nor by what would go around the keeper.
+    // A change that bypasses the keeper erases nothing either.
     for personal in [PersonalValue::User("ann".to_owned()), PersonalValue::Record("a".to_owned())] {
         let erase = Change::Erase { personal, places: 0..9, in_index: true };
         assert_eq!(database.commit(&changes(tenant, vec![erase])).await.unwrap().applied, [0]);
@@ -371,7 +373,7 @@ async fn old_entries_go_and_an_entry_says_so(database: Db) {
     let rows = all(&database, tenant).await;
     assert_eq!(rows.iter().map(|placed| placed.seq).collect::<Vec<_>>(), [512, 513]);
     assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 1 0 512"]);
-    // The tree goes on where it was.
+    // The tree continues where it was.
     let after = database.log_head(tenant).await.unwrap().unwrap();
     assert_eq!(after, head.extended(&[rows[1].row.clone()]));
     assert_eq!(keeper(&database).prune(retention()).await, Ok(0));
@@ -391,7 +393,8 @@ async fn what_an_entry_that_goes_said_went_before_is_said_again(database: Db) {
     let committer = Arc::new(Committer::start(database.clone(), Arc::new(LongAgo)));
     let then = LogAdmin::new(database.clone(), committer, Arc::new(LongAgo), None);
     assert_eq!(then.prune(retention()).await, Ok(256));
-    // The entry that says so is as old as those that go next; and one that somebody made up is not said again.
+    // The entry that records the pruning is as old as those pruned next; and an invented entry is
+    // not recorded again.
     let mut made_up = all(&database, tenant).await.remove(0).row;
     (made_up.id, made_up.detail) = (EntryId::new(), Some("prune 1 256 500".into()));
     append(&database, tenant, vec![made_up]).await;
@@ -423,7 +426,7 @@ async fn what_no_tile_covers_stays(database: Db) {
     assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
     let rows = all(&database, tenant).await;
     assert_eq!((rows[0].seq, rows.len()), (256, 45));
-    // Once a tile covers them they go too, wherever they lie now.
+    // Once a tile covers them they are deleted too, wherever they are stored by then.
     append_old(&database, tenant, 300).await;
     derive(&database).await;
     assert_eq!(keeper(&database).prune(retention()).await, Ok(255));
@@ -445,10 +448,10 @@ async fn entries_of_an_ended_log_go_by_its_own_tiles(database: Db) {
     append_old(&database, tenant, 255).await;
     assert_eq!(keeper(&database).prune(retention()).await, Ok(256), "the new log has no tile yet");
     derive(&database).await;
-    // What was left of the ended log's last tile stays: nothing else holds its hashes.
+    // The rest of the ended log's last tile stays, since nothing else has its hashes.
     assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
-    let places: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
-    assert_eq!(places[..44], (256..300).collect::<Vec<_>>());
+    let left: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
+    assert_eq!(left[..44], (256..300).collect::<Vec<_>>());
     assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 2 0 256", "prune 1 0 256"]);
 }
 
@@ -544,7 +547,7 @@ async fn entries_are_written_while_a_month_is_dropped() {
     assert_eq!(all(&store, tenant).await.len(), 201);
 }
 
-/// Whoever reads the log has the lock of the whole table before those of its months.
+/// A reader of the log locks the whole table before its monthly partitions.
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_are_read_while_a_month_is_dropped() {
     let (database, store) = migrated().await;

@@ -1,5 +1,5 @@
-//! A database that cannot be read is told from a log that is not what it should be: a schema of another release, and a right
-//! that is missing, are errors, and never findings.
+//! An unreadable database is told from a damaged log: the schema of another release or a missing
+//! right is an error, and never a finding.
 
 use std::process::{Output, Stdio};
 
@@ -29,7 +29,8 @@ async fn audit(arguments: &[&str], url: &str) -> Output {
     command.output().await.expect("byok runs")
 }
 
-/// Every command that reads a log ends with the code of its own, and says nothing of the log.
+/// Asserts that every command that reads a log ends with its own exit code, without a verdict about
+/// the log.
 async fn is_not_looked_at(url: &str, why: &str) {
     for arguments in [
         &["verify"][..],
@@ -41,14 +42,17 @@ async fn is_not_looked_at(url: &str, why: &str) {
         &["prune", "--dry-run"],
     ] {
         let output = audit(arguments, url).await;
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {printed}");
         assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-        assert!(said.contains("the database was not read") && said.contains(why), "{arguments:?}: {said}");
+        assert!(
+            printed.contains("the database was not read") && printed.contains(why),
+            "{arguments:?}: {printed}"
+        );
     }
 }
 
-/// Below the commands as well: what the database refuses is no finding.
+/// Asserts the same below the commands: a refusal of the database is not a finding.
 async fn is_no_finding(store: &dyn Store) {
     let primary = Tenant { uid: PRIMARY, name: "primary".to_owned() };
     let report = verify_log(store, &primary, None, Trust::default(), &mut |_, _| {}).await;
@@ -57,7 +61,7 @@ async fn is_no_finding(store: &dyn Store) {
 
 #[tokio::test]
 async fn an_older_schema_in_postgres_is_no_finding() {
-    // The last levels before the log was a tree, and before its logs that have ended were kept.
+    // The last levels before the log became a tree, and before ended logs were kept.
     for level in [3, 7] {
         let database = empty().await;
         older_schema::postgres(&database.url, level).await;
@@ -66,7 +70,7 @@ async fn an_older_schema_in_postgres_is_no_finding() {
         if level == 3 {
             is_no_finding(&connect(&database.url)).await;
         }
-        // It is brought to this release's, and then there is something to say.
+        // After the migration to this release's schema there is a verdict.
         connect(&database.url).migrate().await.unwrap();
         let output = audit(&["verify"], &database.url).await;
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));

@@ -1,4 +1,5 @@
-//! The log is streamed to a file and to a webhook: at least once, in its order, whatever is killed or down.
+//! The log is streamed to a file and to a webhook: at least once and in order, whatever is killed
+//! or down.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -27,7 +28,7 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{what} did not come about");
+    panic!("{what}: not in time");
 }
 
 /// The ids of all entries, in the order of the log.
@@ -36,7 +37,7 @@ async fn logged(server: &TestServer) -> Vec<String> {
     sqlx::query_scalar("SELECT id::text FROM np_byok_audit ORDER BY seq").fetch_all(&database).await.unwrap()
 }
 
-/// The events of a text of lines; a line that a crash has torn is no JSON.
+/// The events in a text of lines; a line torn by a crash is not JSON.
 fn events(text: &str) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -45,7 +46,7 @@ fn ids(events: &[Value]) -> Vec<String> {
     events.iter().map(|event| event["metadata"]["uid"].as_str().expect("an id").to_owned()).collect()
 }
 
-/// The first time that each came.
+/// The ids in the order of their first occurrences.
 fn firsts(ids: Vec<String>) -> Vec<String> {
     let mut seen = HashSet::new();
     ids.into_iter().filter(|id| seen.insert(id.clone())).collect()
@@ -81,10 +82,10 @@ async fn every_entry_is_a_line_of_the_file_in_log_order() {
     eventually("a new file", async || read().lines().count() == 1).await;
     assert_eq!(std::fs::read_to_string(&rotated).unwrap().lines().count(), 3);
     let behind = r#"byok_audit_stream_behind{stream="file"}"#;
-    // The place is written down after the line is.
+    // The stream's position is stored after the line is written.
     eventually("nothing is left", async || metric(&server, behind).await == Some(0)).await;
-    let said = server.doctor().await;
-    assert!(said.contains("ok    audit stream file: 0 entries behind the log"), "{said}");
+    let report = server.doctor().await;
+    assert!(report.contains("ok    audit stream file: 0 entries behind the log"), "{report}");
 }
 
 #[tokio::test]
@@ -99,10 +100,10 @@ async fn killed_replicas_lose_no_line_and_repeats_keep_their_entrys_id() {
             server.encrypt("p", &format!("record-{round}-{n}")).await;
         }
         let server = if round % 2 == 0 { &mut one } else { &mut other };
-        // At some moment of the second in which the stream is looked after.
+        // A different point in the worker's period of one second each time.
         tokio::time::sleep(Duration::from_millis(130 * round)).await;
         server.kill().await;
-        // Nobody waits half a minute for the lease of the dead.
+        // Ends the dead server's lease, instead of waiting half a minute.
         let sql = "UPDATE np_byok_streams SET leased_until = now()";
         sqlx::query(sql).execute(&server.database().await).await.unwrap();
         server.start_again().await;
@@ -124,21 +125,21 @@ async fn an_unreadable_entry_is_logged_and_the_stream_left_to_another() {
     server.encrypt("p", "record-1").await;
     let lines = || std::fs::read_to_string(&path).unwrap_or_default().lines().count();
     eventually("a line", async || lines() == 1).await;
-    // As a later release, or a superuser, may have written it.
+    // An entry as a later release, or a superuser, may have written it.
     let changed =
         "BEGIN; SET LOCAL session_replication_role = replica; UPDATE np_byok_audit SET operation = 'mend';
         UPDATE np_byok_streams SET next = 0; COMMIT";
     sqlx::raw_sql(changed).execute(&server.database().await).await.unwrap();
     let failures = r#"byok_audit_stream_failures_total{stream="file"}"#;
     eventually("a failure", async || metric(&server, failures).await >= Some(1)).await;
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  audit stream file: it has failed since"), "{said}");
+    let report = server.doctor().await;
+    assert!(report.contains("FAIL  audit stream file: it has failed since"), "{report}");
     let leased = "SELECT leased_until > now() FROM np_byok_streams";
     let leased: bool = sqlx::query_scalar(leased).fetch_one(&server.database().await).await.unwrap();
     assert!(!leased);
 }
 
-/// What a receiver took, and whether it takes anything.
+/// The deliveries that a receiver accepted, and whether it accepts any now.
 #[derive(Default)]
 struct Inbox {
     open: bool,
@@ -154,29 +155,27 @@ async fn receiver(inbox: Arc<Mutex<Inbox>>) -> String {
     let url = format!("http://{}/siem", listener.local_addr().unwrap());
     let router = Router::new().fallback(move |headers: HeaderMap, body: Bytes| {
         let mut inbox = inbox.lock().unwrap();
-        std::future::ready(match inbox.open {
-            true => {
-                inbox.ids.push(verified(&headers, &body));
-                let mut document: Value = serde_json::from_slice(&body).expect("one JSON value");
-                inbox.events.append(document["data"]["events"].as_array_mut().expect("events"));
-                let headers = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
-                let headers: serde_json::Map<_, _> =
-                    headers.map(|(name, value)| (name.to_owned(), value.into())).collect();
-                let body = std::str::from_utf8(&body).unwrap();
-                inbox.deliveries.push(json!({ "headers": headers, "body": body }));
-                StatusCode::NO_CONTENT
-            }
-            false => {
-                inbox.refused += 1;
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+        std::future::ready(if inbox.open {
+            inbox.ids.push(verified(&headers, &body));
+            let mut document: Value = serde_json::from_slice(&body).expect("one JSON value");
+            inbox.events.append(document["data"]["events"].as_array_mut().expect("events"));
+            let headers = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+            let headers: serde_json::Map<_, _> =
+                headers.map(|(name, value)| (name.to_owned(), value.into())).collect();
+            let body = std::str::from_utf8(&body).unwrap();
+            inbox.deliveries.push(json!({ "headers": headers, "body": body }));
+            StatusCode::NO_CONTENT
+        } else {
+            inbox.refused += 1;
+            StatusCode::SERVICE_UNAVAILABLE
         })
     });
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     url
 }
 
-/// As Standard Webhooks has a receiver do it, without the crate's own code; gives the id.
+/// Verifies a delivery as Standard Webhooks specifies, without the crate's own code, and returns
+/// the id.
 fn verified(headers: &HeaderMap, body: &Bytes) -> String {
     let header = |name: &str| headers[name].to_str().unwrap().to_owned();
     let (id, at) = (header("webhook-id"), header("webhook-timestamp"));
@@ -204,11 +203,11 @@ async fn a_webhook_that_is_down_delays_no_call_and_catches_up() {
     eventually("a refusal", async || inbox.lock().unwrap().refused > 1).await;
     assert!(metric(&server, r#"byok_audit_stream_behind{stream="webhook"}"#).await >= Some(1));
     assert!(metric(&server, r#"byok_audit_stream_failures_total{stream="webhook"}"#).await >= Some(1));
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  audit stream webhook: it has failed since"), "{said}");
+    let report = server.doctor().await;
+    assert!(report.contains("FAIL  audit stream webhook: it has failed since"), "{report}");
     let (again, began) = (inbox.lock().unwrap().refused, Instant::now());
     server.encrypt("p", "meanwhile").await;
-    // It was answered while the webhook refuses, so it did not wait for it.
+    // The call was answered while the webhook refuses, so it did not wait for the webhook.
     let refused = inbox.lock().unwrap().refused - again;
     assert!(refused as u64 <= 3 + began.elapsed().as_secs(), "it backs off");
 
@@ -222,7 +221,7 @@ async fn a_webhook_that_is_down_delays_no_call_and_catches_up() {
     assert!(!server.logged().contains(&url), "the address is in no log");
 }
 
-/// What a program makes of deliveries that it is given on standard input.
+/// The output of a program that gets deliveries on standard input.
 async fn received(program: &str, script: &str, deliveries: &[Value]) -> Vec<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/web").join(script);
     let mut receiver = tokio::process::Command::new(program);

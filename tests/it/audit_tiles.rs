@@ -22,7 +22,7 @@ on_every_database! {
     two_workers_at_once_derive_the_same_once
     a_damaged_log_holds_up_no_other
     a_worker_that_is_told_to_stop_leaves_the_rest
-    a_tile_stays_as_it_was_and_a_wrong_one_is_said
+    a_tile_stays_as_it_was_and_damage_is_reported
     a_tile_that_stands_on_a_wrong_one_is_said_too
     a_tile_far_past_its_log_does_not_stop_the_derivation
     walked_pages_hold_all_matches_alone_however_far_the_worker_is
@@ -249,7 +249,7 @@ fn tile(level: u32, index: u64, byte: u8) -> Tile {
     Tile { id: TileId { level, index }, hashes: vec![Hash([byte; 32]); WIDTH as usize] }
 }
 
-async fn a_tile_stays_as_it_was_and_a_wrong_one_is_said(store: Db) {
+async fn a_tile_stays_as_it_was_and_damage_is_reported(store: Db) {
     let tenant = tenant(&*store).await;
     let mut leaves = Vec::new();
     grow(&store, tenant, &mut leaves, 600).await;

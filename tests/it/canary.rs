@@ -1,5 +1,6 @@
-//! No plaintext, key, credential or token stands in any log, error or table: canaries are sent through every operation,
-//! well and badly formed, and everything that is left behind is searched for them.
+//! No plaintext, key, credential or token is in any log, error or table. Canaries are sent through
+//! every operation, well-formed and malformed, and then all logs, errors and tables are searched
+//! for them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -11,7 +12,7 @@ use crate::support::server::{TestServer, answer};
 const CANARY: &str = "CANARY-plaintext-7f3a";
 
 #[tokio::test]
-async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
+async fn no_secret_is_in_any_log_error_or_table() {
     let server = TestServer::with(&[
         ("BYOK_LOG", "trace"),
         ("BYOK_HASURA_SECRET", "CANARY-shared-secret-0123456789abcd"),
@@ -78,14 +79,14 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
         let query = "mutation($p: String!) { byokEncrypt(plaintext: $p, recordId: \"r\") { ciphertext } }";
         send("/graphql", json!({ "query": query, "variables": variables })).await;
     }
-    // Strangers' credentials are secrets too.
+    // Invalid credentials are secrets too.
     for credential in ["Bearer CANARY-token", "Bearer eyJhbGciOiJIUzI1NiJ9.Q0FOQVJZ.CANARY", "Basic CANARY"] {
         let request =
             server.client.post(format!("{}/byok/encrypt", server.base)).header("authorization", credential);
         errors.push_str(&answer(request.json(&json!({ "plaintext": CANARY }))).await.body.to_string());
     }
 
-    assert!(!errors.contains("CANARY"), "an error holds a canary: {errors}");
+    assert!(!errors.contains("CANARY"), "an error contains a canary: {errors}");
     let logs = server.logged();
     assert!(logs.contains("answered"), "the server logs");
     let mut secrets = vec![
@@ -97,18 +98,18 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
     ];
     secrets.push(URL_SAFE_NO_PAD.encode(CANARY));
     for secret in &secrets {
-        assert!(!logs.contains(secret.as_str()), "the log holds {secret}");
+        assert!(!logs.contains(secret.as_str()), "the log contains {secret}");
     }
     let dump = dump(&server.database().await).await;
-    assert!(dump.contains("vault:v1:") || dump.len() > 1_000, "the dump holds the tables");
+    assert!(dump.contains("vault:v1:") || dump.len() > 1_000, "the dump contains the tables");
     for secret in &secrets {
-        assert!(!dump.contains(secret.as_str()), "a table holds {secret}");
+        assert!(!dump.contains(secret.as_str()), "a table contains {secret}");
         let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-        assert!(!dump.contains(&hex), "a table holds {secret} in binary");
+        assert!(!dump.contains(&hex), "a table contains {secret} in binary");
     }
 }
 
-/// Every table of ours, as text.
+/// All of our tables, as text.
 pub(crate) async fn dump(database: &sqlx::PgPool) -> String {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'np_byok%'",

@@ -1,5 +1,6 @@
-//! What a provider says, and what passes between us and it, stands in no log, no answer, no table and not in `doctor`:
-//! each provider is made to say canaries with every status, in its own form of an error, while the real binary serves.
+//! No message of a provider, and nothing secret that is exchanged with it, is in a log, an answer,
+//! a table or the output of `doctor`. Each provider answers with canaries for every status, in its
+//! own error format, while the real binary serves.
 
 use axum::http::HeaderValue;
 use axum::response::Response;
@@ -87,7 +88,7 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
     let (logs, dump) = (server.logged(), crate::canary::dump(&server.database().await).await);
     assert!(logs.contains("a request to the KMS failed"), "the provider's errors were met");
     for secret in &secrets {
-        assert!(!answers.contains(secret.as_str()), "an answer holds {secret}: {answers}");
+        assert!(!answers.contains(secret.as_str()), "an answer contains {secret}: {answers}");
         assert!(!logs.contains(secret.as_str()), "the log holds {secret}");
         assert!(!dump.contains(secret.as_str()), "a table holds {secret}");
     }

@@ -1,5 +1,5 @@
-//! Checkpoints of the audit log: what is signed, by which keys, and who may have it. Notes are verified here without the
-//! crate's own code.
+//! Checkpoints of the audit log: what is signed, by which keys, and who may read it. Notes are
+//! verified here without the crate's own code.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -20,16 +20,17 @@ use crate::support::server::{Answer, TestServer, answer};
 pub(crate) const KEY_FILE: &str = "BYOK_AUDIT_SIGNING_KEY_FILE";
 const PREVIOUS_KEY_FILE: &str = "BYOK_AUDIT_PREVIOUS_SIGNING_KEY_FILE";
 
-/// What a note says: origin, size and root.
+/// The content of a checkpoint's note: origin, size and root.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(crate) struct Note {
     pub(crate) origin: String,
     pub(crate) size: u64,
     pub(crate) root: String,
 }
 
-/// Reads a note as c2sp.org/tlog-checkpoint and c2sp.org/signed-note have it; `None` unless this key has signed it.
-pub(crate) fn verified(note: &str, vkey: &str) -> Option<Said> {
+/// Parses a note by c2sp.org/tlog-checkpoint and c2sp.org/signed-note. Returns `None` unless this
+/// key has signed it.
+pub(crate) fn verified(note: &str, vkey: &str) -> Option<Note> {
     let (name, rest) = vkey.split_once('+')?;
     let (id, key) = rest.split_once('+')?;
     let key = STANDARD.decode(key).ok()?;
@@ -47,8 +48,8 @@ pub(crate) fn verified(note: &str, vkey: &str) -> Option<Said> {
     });
     let [origin, size, root] = body.lines().collect::<Vec<_>>().try_into().ok()?;
     assert_eq!(origin, name);
-    let said = Said { origin: origin.to_owned(), size: size.parse().unwrap(), root: root.to_owned() };
-    signed.then_some(said)
+    let parsed = Note { origin: origin.to_owned(), size: size.parse().unwrap(), root: root.to_owned() };
+    signed.then_some(parsed)
 }
 
 /// Runs the binary with these variables and no others.
@@ -58,26 +59,26 @@ pub(crate) async fn byok(environment: &[(String, String)], arguments: &[&str]) -
     command.output().await.expect("byok runs")
 }
 
-/// What it prints, when it ends well.
+/// The standard output of the binary, which must succeed.
 pub(crate) async fn printed(environment: &[(String, String)], arguments: &[&str]) -> String {
     let output = byok(environment, arguments).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A key in that folder, made by the binary: the file's path.
+/// Has the binary create a key in that folder, and returns the file's path.
 pub(crate) async fn made_key(folder: &Path, name: &str) -> String {
     let path = folder.join(name).display().to_string();
     printed(&[], &["audit", "key", "--generate", &path]).await;
     path
 }
 
-/// The keys that the server's configuration signs with.
+/// The verifier keys for the server's configured signing keys.
 pub(crate) async fn vkeys(server: &TestServer) -> Vec<String> {
     printed(&server.environment, &["audit", "key"]).await.lines().map(str::to_owned).collect()
 }
 
-/// The note that the server gives.
+/// The note that the server returns.
 pub(crate) async fn note(server: &TestServer) -> String {
     let answer = checkpoint(server, &server.jwt("admin", "the-admin")).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -89,16 +90,16 @@ async fn checkpoint(server: &TestServer, token: &str) -> Answer {
     server.call(Method::GET, "/byok/audit/checkpoint", token, None).await
 }
 
-/// Waits until it holds.
+/// Waits until a condition holds.
 pub(crate) async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(60), "it did not come to that");
+        assert!(began.elapsed() < Duration::from_secs(60), "not in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Size and root of the tree, by the entries' own leaves.
+/// The size and root of the tree, from the entries' own leaves.
 async fn tree(server: &TestServer) -> (u64, String) {
     let store = connect(&server.database_url);
     let tenant = store.tenant("primary").await.unwrap().unwrap().uid;
@@ -108,7 +109,7 @@ async fn tree(server: &TestServer) -> (u64, String) {
 }
 
 #[tokio::test]
-async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
+async fn a_checkpoint_of_the_tree_verifies_with_the_printed_key() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let server = TestServer::with(&[(KEY_FILE, &key), ("BYOK_AUDIT_ORIGIN", "byok.example/eu")]).await;
@@ -116,21 +117,24 @@ async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
     assert!(vkey.starts_with("byok.example/eu/primary/1+"), "{vkey}");
     let first = verified(&note(&server).await, vkey).unwrap();
     assert_eq!((first.size, first.root), tree(&server).await);
-    assert_eq!(first.size, 1, "the entry of this very read, the first of an hour");
+    assert_eq!(first.size, 1, "the entry of this read, the first of an hour");
     let mut before = first.size;
     for n in 0..5 {
         server.encrypt("p", &format!("r-{n}")).await;
-        let said = verified(&note(&server).await, vkey).unwrap();
-        assert_eq!((said.size, said.root.clone()), tree(&server).await);
-        assert!(said.size > before, "the entry that was answered for is in it");
-        before = said.size;
+        let parsed = verified(&note(&server).await, vkey).unwrap();
+        assert_eq!((parsed.size, parsed.root.clone()), tree(&server).await);
+        assert!(parsed.size > before, "it covers the answered entry");
+        before = parsed.size;
     }
     let query = "{ byokAuditCheckpoint { note origin size root keys } }";
     let shown = server.graphql(&server.jwt("admin", "a"), query, json!({})).await;
     let shown = &shown["data"]["byokAuditCheckpoint"];
-    let said = verified(shown["note"].as_str().unwrap(), vkey).unwrap();
-    assert_eq!((shown["origin"].as_str(), shown["root"].as_str()), (Some(&*said.origin), Some(&*said.root)));
-    assert_eq!((&shown["size"], &shown["keys"]), (&json!(said.size), &json!([vkey])));
+    let parsed = verified(shown["note"].as_str().unwrap(), vkey).unwrap();
+    assert_eq!(
+        (shown["origin"].as_str(), shown["root"].as_str()),
+        (Some(&*parsed.origin), Some(&*parsed.root))
+    );
+    assert_eq!((&shown["size"], &shown["keys"]), (&json!(parsed.size), &json!([vkey])));
     let keys = server.get("/byok/audit/keys").await;
     assert_eq!(keys.body, json!(format!("{vkey}\n")));
     assert!(server.doctor().await.contains("ok    audit log: it contains all that is known to be published"));
@@ -205,7 +209,7 @@ async fn without_a_key_there_is_none_and_the_doctor_says_so() {
 }
 
 #[tokio::test]
-async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
+async fn every_replica_signs_a_growing_log_once_a_second() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let server = TestServer::with(&[(KEY_FILE, &key)]).await;
@@ -230,7 +234,7 @@ async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
         assert_eq!(verified(note, vkey).unwrap().size, *size as u64);
     }
     assert_eq!(verified(&all.last().unwrap().1, vkey).unwrap().root, root);
-    // The first read of a person leaves an entry at each replica, and so moves the head.
+    // The first read of a user leaves an entry at each replica, and so moves the head.
     for one in [&server, &replica] {
         note(one).await;
     }
@@ -242,9 +246,9 @@ async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
 }
 
 #[tokio::test]
-async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
+async fn a_new_key_is_readable_by_its_owner_and_overwrites_none() {
     let folder = tempfile::tempdir().unwrap();
-    // Under the configuration of a server that already names the file that is to be made.
+    // In the environment of a server that already names the file to create.
     let path = folder.path().join("key.pem").display().to_string();
     let configured = [(KEY_FILE.to_owned(), path.clone())];
     printed(&configured, &["audit", "key", "--generate", &path]).await;
@@ -272,6 +276,6 @@ async fn keys_are_printed_without_a_database_and_while_it_is_down() {
     let nowhere = ("DATABASE_URL".to_owned(), "postgres://nobody@127.0.0.1:9/nothing".to_owned());
     let unreachable = byok(&[key, nowhere], &["audit", "key"]).await;
     assert_eq!((unreachable.status.code(), &*unreachable.stdout), (Some(0), printed.as_bytes()));
-    let said = String::from_utf8(unreachable.stderr).unwrap();
-    assert!(said.starts_with("only the key of log 1 is printed"), "{said}");
+    let message = String::from_utf8(unreachable.stderr).unwrap();
+    assert!(message.starts_with("only the key of log 1 is printed"), "{message}");
 }

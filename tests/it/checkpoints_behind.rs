@@ -1,5 +1,6 @@
-//! A log that does not hold what was published of it: the database was restored, or rewritten. Nothing is served until
-//! `byok audit restored` opens another log that names the old one; then all of it still verifies.
+//! A log that no longer contains what was published of it, because the database was restored or the
+//! log rewritten. Nothing is served until `byok audit restored` opens another log that names the
+//! old one; then both logs verify.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use crate::checkpoints::{KEY_FILE, byok, eventually, made_key, note, printed, verified, vkeys};
-use crate::checkpoints_places::{DIRECTORY, EVERY, caught_up};
+use crate::checkpoints_destinations::{DIRECTORY, EVERY, caught_up};
 use crate::support::postgres::{connect, execute};
 use crate::support::rows::{changes, now};
 use crate::support::server::TestServer;
@@ -63,7 +64,7 @@ impl Bench {
         (store, tenant)
     }
 
-    /// A copy of the database as it is now; nobody may be connected.
+    /// Copies the database as it is now, while the server is stopped, and returns the copy's name.
     async fn back_up(&mut self) -> String {
         self.server.stop().await;
         let copy = format!("byok_{}", uuid::Uuid::now_v7().simple());
@@ -73,7 +74,7 @@ impl Bench {
         copy
     }
 
-    /// The copy takes the database's place; the server starts again.
+    /// Replaces the database with the copy, while the server is stopped.
     async fn restore(&mut self, copy: &str) {
         self.server.stop().await;
         self.replace_with(copy).await;
@@ -103,7 +104,7 @@ impl Bench {
         printed.lines().map(str::to_owned).collect()
     }
 
-    /// As a superuser would, with no trigger in the way.
+    /// Runs statements as a superuser, whom no trigger stops.
     async fn damage(&self, sql: &str) {
         let sql = format!("SET session_replication_role = replica; {sql}");
         execute(&self.server.database_url, &sql).await;
@@ -151,7 +152,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     let (store, tenant) = bench.store().await;
     let ended = store.log_head(tenant).await.unwrap().unwrap();
 
-    let said = bench.restored(&["--by", "the-operator"]).await;
+    let report = bench.restored(&["--by", "the-operator"]).await;
     let [_, size, root] = last.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
     let (ended_size, ended_root) = (ended.frontier.size(), ended.frontier.root());
     let ended_said = format!("byok/primary/1 {ended_size} {ended_root}");
@@ -161,10 +162,10 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
         format!("lost    {lost_said}"),
         "opened  byok/primary/2".to_owned(),
     ];
-    assert_eq!(said, expected);
+    assert_eq!(report, expected);
     assert!(ended_size < size_of(&last));
 
-    // The running server goes on by itself.
+    // The running server resumes by itself.
     eventually(async || !bench.refused().await).await;
     let of_it = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
     let entries = store.entries(tenant, &of_it, None, 10).await.unwrap().entries;
@@ -182,12 +183,12 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     let now = bench.published_in_log(2).await;
     let vkey_2 = printed(&bench.server.environment, &["audit", "key", "--log", "2"]).await;
     assert_eq!(vkeys(&bench.server).await, [vkey.as_str(), vkey_2.trim()], "of every log");
-    let (_, unfit) = told(&bench.server.environment, &["audit", "verify", "--key", vkey]).await;
+    let (_, unfit) = code_and_text(&bench.server.environment, &["audit", "verify", "--key", vkey]).await;
     assert!(unfit.contains("\nwrong-key: no key that was given fits the checkpoint of size "), "{unfit}");
     assert!(unfit.contains(": it says that it is signed with byok/primary/2+"), "{unfit}");
     assert!(!unfit.contains("forged-checkpoint"), "{unfit}");
     assert_eq!(verified(&now, vkey_2.trim()).unwrap().origin, "byok/primary/2");
-    assert!(verified(&last, vkey).is_some(), "what was published before verifies as ever");
+    assert!(verified(&last, vkey).is_some(), "what was published before still verifies");
 
     let seen = printed(&bench.server.environment, &["audit", "verify", "--key", vkey_2.trim()]).await;
     let unseen =
@@ -198,10 +199,10 @@ async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing was changed"));
     bench.server.stop().await;
     bench.server.start_again().await;
-    assert!(!bench.refused().await, "and it holds after another start");
+    assert!(!bench.refused().await, "and the same after another start");
 }
 
-async fn told(environment: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String) {
+async fn code_and_text(environment: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String) {
     let output = byok(environment, arguments).await;
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     (output.status.code(), String::from_utf8(text).unwrap())
@@ -217,7 +218,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
+async fn events_streamed_after_a_restore_name_the_new_log() {
     let streamed = tempfile::tempdir().unwrap();
     let file = streamed.path().join("audit.jsonl");
     let mut bench = Bench::with(&[("BYOK_AUDIT_STREAM_FILE", file.to_str().unwrap())]).await;
@@ -231,7 +232,8 @@ async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
     };
     bench.encrypt(0..2).await;
     let (one, other) = (bench.back_up().await, bench.back_up().await);
-    // Each time the same backup is restored: what came after it is lost from the database, and was streamed.
+    // The same backup is restored each time: the database loses what came after it, but that was
+    // already streamed.
     for (log, copy) in [(1, &one), (2, &other)] {
         bench.encrypt(2..4).await;
         match log {
@@ -245,16 +247,20 @@ async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
         eventually(async || !bench.refused().await).await;
     }
     eventually(async || operations(3).iter().any(|operation| operation == "encrypt")).await;
-    let (mut entries, mut places) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    let (mut entries, mut positions) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
     for event in events() {
-        let place =
+        let position =
             (event["unmapped"]["log"].as_u64().unwrap(), event["metadata"]["sequence"].as_u64().unwrap());
         let entry = event["metadata"]["uid"].as_str().unwrap().to_owned();
-        assert_eq!(*entries.entry(place).or_insert_with(|| entry.clone()), entry, "{place:?}: two entries");
-        assert_eq!(*places.entry(entry).or_insert(place), place, "one entry at two places");
+        assert_eq!(
+            *entries.entry(position).or_insert_with(|| entry.clone()),
+            entry,
+            "{position:?}: two entries"
+        );
+        assert_eq!(*positions.entry(entry).or_insert(position), position, "one entry at two places");
     }
     let sequences: std::collections::BTreeSet<u64> = entries.keys().map(|(_, sequence)| *sequence).collect();
-    assert!(sequences.len() < entries.len(), "places alone come again");
+    assert!(sequences.len() < entries.len(), "positions repeat only across logs");
 }
 
 #[tokio::test]
@@ -292,43 +298,44 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
         path.display().to_string()
     };
     let (early, last) = (file("early", &early), file("last", &last));
-    let said = async |arguments: &[&str]| {
-        let (code, text) = told(&bench.server.environment, &[&["audit"], arguments].concat()).await;
+    let run_audit = async |arguments: &[&str]| {
+        let (code, text) = code_and_text(&bench.server.environment, &[&["audit"], arguments].concat()).await;
         (code.unwrap(), text)
     };
     let of_it = ["verify", "--log", "1", "--key", key];
 
-    let (code, text) = said(&[&of_it[..], &["--checkpoint", &early]].concat()).await;
+    let (code, text) = run_audit(&[&of_it[..], &["--checkpoint", &early]].concat()).await;
     assert!(code == 0 && text.starts_with("log byok/primary/1, which has ended: "), "{text}");
     for claim in ["holds  tree ", "holds  signed ", "holds  pinned ", "open   deks "] {
         assert!(text.contains(claim), "no {claim}in {text}");
     }
-    let (code, text) = said(&[&of_it[..], &["--checkpoint", &last]].concat()).await;
+    let (code, text) = run_audit(&[&of_it[..], &["--checkpoint", &last]].concat()).await;
     assert!(code == 1 && text.contains("\ntruncated-tail: "), "{text}");
-    let (code, text) = said(&["verify", "--log", "3"]).await;
+    let (code, text) = run_audit(&["verify", "--log", "3"]).await;
     assert!(code == 1 && text.contains("there is no log 3"), "{text}");
-    assert_eq!(said(&["verify", "--log", "2"]).await.0, 0, "the current one");
+    assert_eq!(run_audit(&["verify", "--log", "2"]).await.0, 0, "the current one");
 
     let bundle = bench.folder.path().join("bundle").display().to_string();
-    let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
+    let (code, text) = run_audit(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
     assert_eq!(code, 0, "{text}");
     let of_bundle = ["verify-bundle", &*bundle, "--key", key, "--checkpoint", &early];
-    let (code, text) = said(&of_bundle).await;
+    let (code, text) = run_audit(&of_bundle).await;
     assert!(code == 0 && text.starts_with("log byok/primary/1: "), "{text}");
 
-    // What later entries say of it counts: those of an erasure stand in the current log.
+    // Later entries about the ended log count: the record of an erasure is in the current log.
     let erased = printed(&bench.server.environment, &["audit", "erase", "--record", "r-0"]).await;
     assert!(erased.starts_with("erased from 1 entries"), "{erased}");
-    let (code, text) = said(&of_it).await;
+    let (code, text) = run_audit(&of_it).await;
     assert!(code == 0 && text.contains("(1 of them erased)"), "{text}");
-    // A bundle of the log that has ended cannot hold them, and does not accuse anybody of it.
+    // A bundle of the ended log cannot contain it, so the verifiers leave it open and report no
+    // finding.
     let bundle = bench.folder.path().join("later").display().to_string();
-    let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
+    let (code, text) = run_audit(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
     assert_eq!(code, 0, "{text}");
-    let (code, text) = said(&["verify-bundle", &bundle, "--key", key]).await;
+    let (code, text) = run_audit(&["verify-bundle", &bundle, "--key", key]).await;
     assert!(code == 0 && text.contains("open   personal"), "{text}");
     bench.damage("UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL WHERE seq = 1").await;
-    let (code, text) = said(&of_it).await;
+    let (code, text) = run_audit(&of_it).await;
     assert!(code == 1 && text.contains("\nunmarked-erasure: place 1: the user "), "{text}");
 }
 
@@ -340,7 +347,8 @@ async fn a_log_that_is_rewritten_after_it_has_ended_is_found() {
     bench.restored(&["--anyway"]).await;
     let of_it = ["audit", "verify", "--log", "1"];
     assert!(printed(&bench.server.environment, &of_it).await.contains("holds  content "));
-    // All that depends on the entry goes with it, but for what the restore's says.
+    // Everything that depends on the entry is changed too, except for the entry of `audit
+    // restored`.
     let (store, tenant) = bench.store().await;
     let ended = store.ended_logs(tenant).await.unwrap().remove(0);
     let digest = "decode(repeat('ab', 32), 'hex')";
@@ -364,7 +372,8 @@ async fn a_running_server_finds_its_database_restored_under_it() {
     bench.encrypt(2..9).await;
     bench.published().await;
     bench.replace_with(&copy).await;
-    // Calls fail until the connections are made anew; one or another may be answered in the second before it is seen.
+    // Calls fail until the connections are renewed; a few may be answered in the second before that
+    // is noticed.
     eventually(async || {
         let body = json!({ "ciphertext": "byok:v1:x", "context": {} });
         bench.server.post("/byok/decrypt", body).await.body["code"] == "AUDIT_LOG_BEHIND"
@@ -403,31 +412,31 @@ async fn a_history_that_was_rewritten_at_the_same_size_shows() {
     bench.published().await;
     bench.server.stop().await;
     rewrite(&bench).await;
-    // Whoever rewrites the log can rewrite what is kept beside it.
+    // An attacker who can rewrite the log can also rewrite the checkpoints stored beside it.
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.server.start_again().await;
     assert!(bench.refused().await);
-    let said = bench.restored(&[]).await;
-    let (ended, lost) = (said[0].split(' ').rev().nth(1), said[1].split(' ').rev().nth(1));
+    let report = bench.restored(&[]).await;
+    let (ended, lost) = (report[0].split(' ').rev().nth(1), report[1].split(' ').rev().nth(1));
     assert_eq!(ended, lost, "of one size, with two roots");
 }
 
 #[tokio::test]
-async fn a_history_that_was_rewritten_shows_also_where_another_log_goes_on() {
+async fn a_rewritten_history_is_found_even_after_another_log_began() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..4).await;
     let published = bench.published().await;
     bench.server.stop().await;
     rewrite(&bench).await;
-    // As if it had been restored, without a word.
+    // As if the database had been restored without `audit restored`.
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
     bench.server.start_again().await;
     assert!(bench.refused().await);
-    let said = bench.restored(&[]).await;
+    let report = bench.restored(&[]).await;
     let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
     let lost = format!("lost    byok/primary/1 {size} {root}");
-    assert_eq!(said[1..], [lost, "opened  byok/primary/3".to_owned()]);
+    assert_eq!(report[1..], [lost, "opened  byok/primary/3".to_owned()]);
     eventually(async || !bench.refused().await).await;
     bench.published_in_log(3).await;
     bench.server.stop().await;
@@ -445,7 +454,7 @@ async fn a_running_server_finds_a_history_that_is_rewritten_under_it() {
     eventually(async || bench.refused().await).await;
 }
 
-/// Another hash in the second entry's place, and a head that goes with it.
+/// Replaces the hash of the second entry, and makes the head match.
 async fn rewrite(bench: &Bench) {
     let (store, tenant) = bench.store().await;
     let head = store.log_head(tenant).await.unwrap().unwrap();
@@ -456,9 +465,9 @@ async fn rewrite(bench: &Bench) {
     set_head(bench, head.end(), &other).await;
 }
 
-async fn frontier(store: &Postgres, tenant: TenantUid, places: std::ops::Range<u64>) -> Frontier {
+async fn frontier(store: &Postgres, tenant: TenantUid, positions: std::ops::Range<u64>) -> Frontier {
     let mut frontier = Frontier::default();
-    for (_, leaf) in store.leaves(tenant, places).await.unwrap() {
+    for (_, leaf) in store.leaves(tenant, positions).await.unwrap() {
         frontier.append(leaf);
     }
     frontier
@@ -471,7 +480,7 @@ async fn set_head(bench: &Bench, size: u64, frontier: &Frontier) {
 }
 
 #[tokio::test]
-async fn nothing_is_opened_with_an_unreadable_place_or_nothing_lost_unless_forced() {
+async fn no_log_is_opened_without_readable_destinations_or_loss_unless_forced() {
     let bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;
@@ -486,8 +495,8 @@ async fn nothing_is_opened_with_an_unreadable_place_or_nothing_lost_unless_force
         String::from_utf8_lossy(&refused.stderr)
             .contains("the directory that checkpoints are published to cannot be read")
     );
-    let said = bench.restored(&["--anyway"]).await;
-    assert_eq!((said.len(), &*said[1]), (2, "opened  byok/primary/2"));
+    let report = bench.restored(&["--anyway"]).await;
+    assert_eq!((report.len(), &*report[1]), (2, "opened  byok/primary/2"));
     eventually(async || !bench.refused().await).await;
     eventually(async || note(&bench.server).await.starts_with("byok/primary/2\n")).await;
     let unknown = byok(&bench.server.environment, &["audit", "restored", "--tenant", "nobody"]).await;
@@ -510,12 +519,12 @@ async fn the_serving_role_cannot_open_a_log() {
     let refused = byok(&environment(&[]), &arguments).await;
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("only the tables' owner may"));
-    let said = printed(&environment(&[("BYOK_MIGRATION_DATABASE_URL", &owner)]), &arguments).await;
-    assert!(said.ends_with("opened  byok/primary/2\n"), "{said}");
+    let report = printed(&environment(&[("BYOK_MIGRATION_DATABASE_URL", &owner)]), &arguments).await;
+    assert!(report.ends_with("opened  byok/primary/2\n"), "{report}");
 }
 
 #[tokio::test]
-async fn an_older_copy_that_was_put_back_as_the_latest_hides_nothing() {
+async fn an_older_copy_restored_as_the_latest_hides_nothing() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;
@@ -527,7 +536,7 @@ async fn an_older_copy_that_was_put_back_as_the_latest_hides_nothing() {
     bench.server.stop().await;
     bench.replace_with(&copy).await;
     let latest = bench.directory.join("byok%2Fprimary%2F1/latest");
-    // What the database as it is now may well have been.
+    // A checkpoint that the current database matches.
     let first = std::fs::read_dir(latest.parent().unwrap()).unwrap();
     let mut notes: Vec<_> = first.map(|file| file.unwrap().path()).filter(|path| *path != latest).collect();
     notes.sort();
@@ -537,7 +546,7 @@ async fn an_older_copy_that_was_put_back_as_the_latest_hides_nothing() {
     std::fs::remove_file(&latest).unwrap();
     bench.server.stop().await;
     bench.server.start_again().await;
-    assert!(bench.refused().await, "also without any copy");
+    assert!(bench.refused().await, "even without a copy");
     let lost = bench.restored(&[]).await;
     assert!(lost.iter().any(|line| line.starts_with("lost")), "{lost:?}");
     assert!(size_of(&older) > 2);
@@ -568,7 +577,7 @@ async fn a_file_that_was_copied_back_is_found_as_well() {
     eventually(async || server.post("/byok/encrypt", body.clone()).await.status == 200).await;
 }
 
-/// The database's files, and no other of that name.
+/// Copies the files of the database `byok.db`, and no others.
 fn copied(from: &Path, to: &Path) -> std::path::PathBuf {
     std::fs::create_dir_all(to).unwrap();
     for name in ["byok.db", "byok.db-wal", "byok.db-shm"] {
@@ -579,7 +588,7 @@ fn copied(from: &Path, to: &Path) -> std::path::PathBuf {
 }
 
 impl Bench {
-    /// Entries that nobody's call made; whoever writes the database can append them.
+    /// Appends entries that no call made, as anybody who can write the database can.
     async fn append(&self, number: usize, operation: Operation, detail: &str) {
         let (store, tenant) = self.store().await;
         let base = store.log_head(tenant).await.unwrap().unwrap().end();
@@ -610,23 +619,26 @@ async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
     assert!(
         bench.server.doctor().await.contains("FAIL  audit log: it is shorter than what was published of it")
     );
-    // An entry that speaks of a retention takes no secret.
+    // To append an entry about a retention needs no secret.
     bench.server.stop().await;
     bench.append(1, Operation::Prune, "prune 2 0 1").await;
     bench.server.start_again().await;
     assert!(bench.refused().await);
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    assert!(bench.refused().await, "and it stays so");
+    assert!(bench.refused().await, "and it remains stopped");
     assert!(!bench.directory.join("byok%2Fprimary%2F2").exists(), "nothing was signed of it");
 
-    let said = bench.restored(&[]).await;
+    let report = bench.restored(&[]).await;
     let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
-    assert_eq!(said[1..], [format!("lost    byok/primary/1 {size} {root}"), "opened  byok/primary/3".into()]);
+    assert_eq!(
+        report[1..],
+        [format!("lost    byok/primary/1 {size} {root}"), "opened  byok/primary/3".into()]
+    );
     eventually(async || !bench.refused().await).await;
 }
 
 #[tokio::test]
-async fn a_log_without_its_pruned_entries_goes_on_where_it_was_signed() {
+async fn a_log_without_its_pruned_entries_continues_where_signed() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     let copy = bench.back_up().await;
@@ -658,14 +670,14 @@ async fn a_log_without_its_pruned_entries_goes_on_where_it_was_signed() {
 }
 
 #[tokio::test]
-async fn a_running_server_is_behind_a_log_opened_without_a_restore_entry() {
+async fn a_log_opened_without_a_restore_entry_stops_a_running_server() {
     let bench = Bench::start().await;
     bench.encrypt(0..3).await;
     bench.published().await;
     bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
     eventually(async || bench.refused().await).await;
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert!(bench.refused().await, "and it stays so");
+    assert!(bench.refused().await, "and it remains stopped");
     let logged = bench.server.logged();
     assert_eq!(
         logged.matches("the audit log is shorter than what was published of it").count(),
@@ -690,7 +702,7 @@ async fn what_is_missing_is_complained_of_once() {
 }
 
 #[tokio::test]
-async fn the_logs_that_ended_last_are_looked_at_however_many_there_were() {
+async fn the_latest_ended_logs_are_checked_however_many_there_were() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;
@@ -702,7 +714,7 @@ async fn the_logs_that_ended_last_are_looked_at_however_many_there_were() {
     bench.encrypt(2..4).await;
     bench.published_in_log(34).await;
     bench.server.stop().await;
-    // The last one goes without a word, and what is kept with it.
+    // The last log is removed without an entry, along with its checkpoints.
     bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
     bench.damage("UPDATE np_byok_heads SET log = 35, first = size, frontier = ''").await;
     bench.server.start_again().await;

@@ -1,4 +1,4 @@
-//! What every database does with publications of checkpoints, and with logs that end.
+//! The behaviour of every database for publications of checkpoints, and for logs that end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ async fn an_attempt_is_one_holders_until_its_lease_ends(store: Db) {
     assert!(publish(&store, tenant, "a", two, long).await, "the first one died");
     assert!(!publication(&store, tenant, "a").await.unwrap().due);
     assert!(!publish(&store, tenant, "a", one, long).await);
-    assert!(publish(&store, tenant, "b", one, long).await, "another place");
+    assert!(publish(&store, tenant, "b", one, long).await, "another destination");
     assert!(publish(&store, other, "a", one, long).await, "another tenant");
 }
 
@@ -85,7 +85,7 @@ async fn another_log_begins_with_its_first_entry_and_keeps_the_head(store: Db) {
     let now = head(&store, tenant).await;
     assert_eq!((now.log, now.first, now.end()), (4, 3, 5));
     assert_eq!(now.frontier.root(), root_of(batch.entries.iter().map(|entry| entry.leaf())));
-    // Places go on, and so does the log.
+    // The positions continue, and so does the log.
     store.commit(&entries(tenant, 5, vec![entry()])).await.unwrap();
     let leaves = store.leaves(tenant, 3..6).await.unwrap();
     let now = head(&store, tenant).await;

@@ -1,4 +1,4 @@
-//! The command line, as an operator meets it.
+//! The command line, as an operator uses it.
 
 use std::process::Output;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
-/// `byok dev` in this folder, and what it said until it was ready.
+/// Runs `byok dev` in this folder, and returns the process with its output until it was ready.
 pub(crate) async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
     let mut child = byok(&["dev", "--listen", "127.0.0.1:0"], &[])
         .current_dir(folder)
@@ -32,13 +32,13 @@ pub(crate) async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut said = Vec::new();
-    while said.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
+    let mut printed = Vec::new();
+    while printed.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
         let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
         let line = line.expect("it gets ready").unwrap();
-        said.push(line.unwrap_or_else(|| panic!("it ended: {said:?}")));
+        printed.push(line.unwrap_or_else(|| panic!("it ended: {printed:?}")));
     }
-    (child, said)
+    (child, printed)
 }
 
 pub(crate) async fn pasted(line: &str) -> Value {
@@ -66,13 +66,13 @@ async fn all_errors_of_the_configuration_come_at_once() {
     ];
     let output = run(&["serve"], &environment).await;
     assert_eq!(output.status.code(), Some(3));
-    let said = text(&output.stderr);
+    let printed = text(&output.stderr);
     for variable in
         ["BYOK_VAULT_ADDR", "BYOK_VAULT_TRANSIT_KEY", "BYOK_LISTEN", "BYOK_ENCRYPT_RATE_RPM", "DATABASE_URL"]
     {
-        assert!(said.contains(variable), "{variable} is not named in: {said}");
+        assert!(printed.contains(variable), "{variable} is not named in: {printed}");
     }
-    assert!(!said.contains("s3cret"));
+    assert!(!printed.contains("s3cret"));
 }
 
 #[tokio::test]
@@ -86,17 +86,17 @@ async fn serve_refuses_the_local_key() {
 async fn dev_prints_lines_that_work_when_they_are_pasted() {
     let folder = tempfile::tempdir().unwrap();
     for round in 0..2 {
-        let (mut child, said) = dev(folder.path()).await;
-        let listen = said[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
-        assert!(said[0].contains(&format!("http://{listen}/graphiql")), "{said:?}");
-        let curls: Vec<&String> = said.iter().filter(|line| line.starts_with("curl ")).collect();
+        let (mut child, printed) = dev(folder.path()).await;
+        let listen = printed[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
+        assert!(printed[0].contains(&format!("http://{listen}/graphiql")), "{printed:?}");
+        let curls: Vec<&String> = printed.iter().filter(|line| line.starts_with("curl ")).collect();
         assert!(
             pasted(curls[0]).await["ciphertext"].as_str().unwrap().starts_with("byok:v1:"),
             "round {round}"
         );
         assert_eq!(pasted(curls[1]).await["plaintext"], "sensitive-data", "round {round}");
         for name in ["ADMIN_TOKEN: ", "USER_TOKEN: "] {
-            let token = said.iter().find_map(|line| line.strip_prefix(name)).unwrap();
+            let token = printed.iter().find_map(|line| line.strip_prefix(name)).unwrap();
             let line = format!(
                 "curl -X POST http://{listen}/graphql -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \
                  -d '{{\"query\": \"mutation {{ byokEncrypt(plaintext: \\\"p\\\", recordId: \\\"user-123\\\") {{ ciphertext }} }}\"}}'"
@@ -109,12 +109,12 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
     use std::os::unix::fs::PermissionsExt as _;
     for secret in ["local-key.json", "jwt-secret.json", "audit-signing-key.pem", "byok.db"] {
         let mode = std::fs::metadata(folder.path().join(".byok").join(secret)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o077, 0, "{secret} is open to others");
+        assert_eq!(mode & 0o077, 0, "others can read {secret}");
     }
 }
 
 #[tokio::test]
-async fn dev_makes_and_prints_no_token_in_the_environment_of_a_server() {
+async fn dev_prints_no_token_in_the_environment_of_a_server() {
     let secret = r#"{"type":"HS256","key":"0123456789abcdef0123456789abcdef-production"}"#;
     for (name, value) in [
         ("DATABASE_URL", "postgres://u:s3cret@127.0.0.1:1/d"),
@@ -138,25 +138,25 @@ async fn dev_makes_and_prints_no_token_in_the_environment_of_a_server() {
 #[tokio::test]
 async fn a_newcomer_watches_the_kill_switch_with_the_readmes_lines() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut child, said) = dev(folder.path()).await;
-    let decrypt = said.iter().rfind(|line| line.contains("/byok/decrypt")).unwrap();
-    let hand = async |which: &str| {
+    let (mut child, printed) = dev(folder.path()).await;
+    let decrypt = printed.iter().rfind(|line| line.contains("/byok/decrypt")).unwrap();
+    let dev_key = async |which: &str| {
         let output = byok(&["dev-key", which], &[]).current_dir(folder.path()).output().await.unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         text(&output.stdout)
     };
     assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data");
-    assert!(hand("disable").await.contains("Within 3 s"));
+    assert!(dev_key("disable").await.contains("Within 3 s"));
     tokio::time::sleep(Duration::from_millis(3_500)).await;
     assert_eq!(pasted(decrypt).await["code"], "KMS_ACCESS_DENIED");
-    assert!(hand("enable").await.contains("for 3 s"));
+    assert!(dev_key("enable").await.contains("for 3 s"));
     let mut waited = Duration::ZERO;
     while pasted(decrypt).await["plaintext"] != "sensitive-data" {
-        assert!(waited < Duration::from_secs(30), "it does not come back");
+        assert!(waited < Duration::from_secs(30), "the key does not work again");
         tokio::time::sleep(Duration::from_millis(200)).await;
         waited += Duration::from_millis(200);
     }
-    assert!(hand("rotate").await.contains("local/2"));
+    assert!(dev_key("rotate").await.contains("local/2"));
     assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data", "older versions still decrypt");
     child.kill().await.unwrap();
 }
@@ -166,8 +166,8 @@ async fn dev_key_says_where_it_looked_when_there_is_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let output = byok(&["dev-key", "disable"], &[]).current_dir(folder.path()).output().await.unwrap();
     assert_eq!(output.status.code(), Some(3));
-    let said = text(&output.stderr);
-    assert!(said.contains("BYOK_LOCAL_KEY_FILE: there is no key at .byok/local-key.json"), "{said}");
+    let printed = text(&output.stderr);
+    assert!(printed.contains("BYOK_LOCAL_KEY_FILE: there is no key at .byok/local-key.json"), "{printed}");
     assert_eq!(run(&["dev-key"], &[]).await.status.code(), Some(2));
 }
 
@@ -187,17 +187,20 @@ async fn a_minted_token_is_taken_by_the_server() {
 }
 
 #[tokio::test]
-async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
+async fn doctor_reports_what_works_what_is_open_and_what_fails() {
     let server = TestServer::start().await;
     let mut environment: Vec<(&str, &str)> =
         server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let output = run(&["doctor"], &environment).await;
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("ok    key: a DEK was wrapped and unwrapped"), "{said}");
-    assert!(said.contains("warn  database: one URL serves and migrates"), "{said}");
-    assert!(said.contains("superuser"), "{said}");
-    assert!(said.contains("ok    key: probed every 1 s while it is in use: 2592000 requests"), "{said}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("ok    key: a DEK was wrapped and unwrapped"), "{printed}");
+    assert!(printed.contains("warn  database: one URL serves and migrates"), "{printed}");
+    assert!(printed.contains("superuser"), "{printed}");
+    assert!(
+        printed.contains("ok    key: probed every 1 s while it is in use: 2592000 requests"),
+        "{printed}"
+    );
     environment.retain(|(name, _)| *name != "BYOK_VAULT_TRANSIT_KEY");
     environment.push(("BYOK_VAULT_TRANSIT_KEY", "another"));
     let output = run(&["doctor"], &environment).await;
@@ -205,7 +208,8 @@ async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
     assert!(text(&output.stdout).contains("FAIL  key: making a DEK: "), "{}", text(&output.stdout));
 }
 
-/// With the token of a policy that grants these operations of the test's key, and no others.
+/// The output of `byok doctor` with a token whose policy grants only these operations of the test's
+/// key.
 async fn doctor_with(server: &TestServer, operations: &[&str]) -> String {
     let key = &server.key;
     let rule = |operation: &&str| {
@@ -232,19 +236,19 @@ async fn doctor_with(server: &TestServer, operations: &[&str]) -> String {
 #[tokio::test]
 async fn doctor_names_the_right_that_is_missing() {
     let server = TestServer::start().await;
-    let said = doctor_with(&server, &["encrypt", "rewrap"]).await;
-    assert!(said.contains("FAIL  key: unwrapping a DEK: AccessDenied, HTTP 403"), "{said}");
+    let printed = doctor_with(&server, &["encrypt", "rewrap"]).await;
+    assert!(printed.contains("FAIL  key: unwrapping a DEK: AccessDenied, HTTP 403"), "{printed}");
     let right = format!("grant `update` on transit/decrypt/{}", server.key.name);
-    assert!(said.contains(&right), "{said}");
-    let said = doctor_with(&server, &["encrypt", "decrypt"]).await;
+    assert!(printed.contains(&right), "{printed}");
+    let printed = doctor_with(&server, &["encrypt", "decrypt"]).await;
     assert!(
-        said.contains(
+        printed.contains(
             "warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; everything except rotation works"
         ),
-        "{said}"
+        "{printed}"
     );
-    let said = doctor_with(&server, &["decrypt", "rewrap"]).await;
-    assert!(said.contains("FAIL  key: wrapping a DEK: AccessDenied"), "{said}");
+    let printed = doctor_with(&server, &["decrypt", "rewrap"]).await;
+    assert!(printed.contains("FAIL  key: wrapping a DEK: AccessDenied"), "{printed}");
 }
 
 #[tokio::test]
@@ -258,16 +262,16 @@ async fn migrating_twice_applies_nothing_the_second_time() {
 
 #[tokio::test]
 async fn help_names_every_command() {
-    let said = text(&run(&["--help"], &[]).await.stdout);
+    let printed = text(&run(&["--help"], &[]).await.stdout);
     for command in
         ["serve", "dev", "dev-key", "migrate", "rotate", "schema", "token", "policy", "doctor", "drill"]
     {
-        assert!(said.contains(command), "{said}");
+        assert!(printed.contains(command), "{printed}");
     }
     assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));
 }
 
-/// What a command does when whoever reads it leaves after the first line.
+/// The result of a command whose reader stops after the first line.
 async fn to_head(arguments: &str, environment: &[(&str, &str)]) -> String {
     let byok = env!("CARGO_BIN_EXE_byok");
     let line = format!("'{byok}' {arguments} 2>&1 | head -1");
@@ -288,22 +292,22 @@ async fn a_reader_that_leaves_early_is_no_panic() {
     let environment: Vec<(&str, &str)> =
         server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     for arguments in ["doctor", "schema", "schema --errors", "policy", "migrate"] {
-        let said = to_head(arguments, &environment).await;
-        assert!(!said.contains("panicked") && !said.is_empty(), "{arguments}: {said}");
+        let printed = to_head(arguments, &environment).await;
+        assert!(!printed.contains("panicked") && !printed.is_empty(), "{arguments}: {printed}");
     }
     for arguments in ["doctor", "serve", "migrate", "rotate"] {
-        let said = to_head(arguments, &[("BYOK_NO_SUCH", "1"), ("BYOK_NOR_THIS", "1")]).await;
-        assert!(!said.contains("panicked"), "{arguments}: {said}");
+        let printed = to_head(arguments, &[("BYOK_NO_SUCH", "1"), ("BYOK_NOR_THIS", "1")]).await;
+        assert!(!printed.contains("panicked"), "{arguments}: {printed}");
     }
-    // A full disk, and nobody at all.
+    // Output to a full disk, and to a closed descriptor.
     for (arguments, to) in [("schema", ">/dev/full"), ("schema", ">&-"), ("doctor", ">/dev/full 2>/dev/full")]
     {
         let byok = env!("CARGO_BIN_EXE_byok");
         let line = format!("'{byok}' {arguments} {to}; echo $? >&3");
         let output =
             Command::new("sh").args(["-c", &format!("{{ {line}; }} 3>&1 | cat")]).output().await.unwrap();
-        let said = text(&output.stdout) + &text(&output.stderr);
-        assert!(!said.contains("101") && !said.contains("panicked"), "{arguments} {to}: {said}");
+        let printed = text(&output.stdout) + &text(&output.stderr);
+        assert!(!printed.contains("101") && !printed.contains("panicked"), "{arguments} {to}: {printed}");
     }
 }
 
@@ -333,9 +337,9 @@ async fn doctor_tries_the_streams_folder_and_connects_to_webhooks_without_postin
     .await;
     server.stop().await;
     server.environment.push(("BYOK_AUDIT_STREAM_FILE".to_owned(), file.display().to_string()));
-    let said = server.doctor().await;
-    assert!(said.contains("ok    audit stream file: it can be written"), "{said}");
-    assert!(said.contains("ok    webhook of incidents: its host can be reached"), "{said}");
+    let printed = server.doctor().await;
+    assert!(printed.contains("ok    audit stream file: it can be written"), "{printed}");
+    assert!(printed.contains("ok    webhook of incidents: its host can be reached"), "{printed}");
     assert!(receiver.seen().is_empty() && !file.exists());
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -350,10 +354,10 @@ async fn doctor_tries_the_streams_folder_and_connects_to_webhooks_without_postin
         server.environment.push(("BYOK_INCIDENT_WEBHOOK_URL".to_owned(), url));
         let missing = folder.path().join("none/audit.jsonl").display().to_string();
         server.environment.push(("BYOK_AUDIT_STREAM_FILE".to_owned(), missing));
-        let said = server.doctor().await;
-        assert!(said.contains(&format!("FAIL  webhook of incidents: {problem}")), "{said}");
-        assert!(said.contains("FAIL  audit stream file: it cannot be written"), "{said}");
-        assert!(!said.contains("s3cret"), "{said}");
+        let printed = server.doctor().await;
+        assert!(printed.contains(&format!("FAIL  webhook of incidents: {problem}")), "{printed}");
+        assert!(printed.contains("FAIL  audit stream file: it cannot be written"), "{printed}");
+        assert!(!printed.contains("s3cret"), "{printed}");
     }
 }
 #[tokio::test]
@@ -374,10 +378,13 @@ async fn doctor_before_the_first_start_says_what_will_be_made() {
             ("HASURA_GRAPHQL_JWT_SECRET", &secret),
         ];
         let output = run(&["doctor"], &environment).await;
-        let said = text(&output.stdout);
-        assert_eq!(output.status.code(), Some(0), "{said}");
-        assert!(said.contains("ok    database: it is empty; tables and log will be made at start"), "{said}");
-        assert!(!said.contains("FAIL"), "{said}");
+        let printed = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{printed}");
+        assert!(
+            printed.contains("ok    database: it is empty; tables and log will be made at start"),
+            "{printed}"
+        );
+        assert!(!printed.contains("FAIL"), "{printed}");
     }
 }
 
@@ -394,7 +401,7 @@ async fn doctor_says_why_a_vault_or_a_ca_file_is_refused() {
     let server = OwnServer::with_listener("https", &lines(&ours.server()), client(&ours.file(), None)).await;
     let transit = server.vault.transit().await;
     let token = transit.token().await;
-    let said = async |ca_file: &std::path::Path| {
+    let printed = async |ca_file: &std::path::Path| {
         crate::support::doctor(&[
             ("BYOK_PROVIDER", "vault-transit"),
             ("BYOK_VAULT_ADDR", &server.vault.address),
@@ -405,12 +412,12 @@ async fn doctor_says_why_a_vault_or_a_ca_file_is_refused() {
         ])
         .await
     };
-    let good = said(&ours.file()).await;
+    let good = printed(&ours.file()).await;
     assert!(good.contains("ok    key: a DEK was wrapped and unwrapped"), "{good}");
-    let strange = said(&other.file()).await;
+    let strange = printed(&other.file()).await;
     assert!(strange.contains("FAIL  key: making a DEK: Unreachable: its certificate is "), "{strange}");
     let der = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(der.path(), [0x30, 0x82, 0x01, 0x00]).unwrap();
-    let der = said(der.path()).await;
+    let der = printed(der.path()).await;
     assert!(der.contains("FAIL  BYOK_VAULT_CACERT") && der.contains("it is in DER; `openssl x509"), "{der}");
 }

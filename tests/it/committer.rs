@@ -1,4 +1,4 @@
-//! Group commit, over a real database whose answers are lost or refused when a test says so.
+//! Group commit, on a real database whose answers are lost or refused when a test asks for it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,18 +20,18 @@ use tempfile::TempDir;
 use crate::store_sqlite::try_execute;
 use crate::support::rows::{fence, prove, watch};
 
-/// What becomes of a commit.
+/// The outcome of a commit.
 #[derive(Clone, Copy)]
 enum Fate {
-    /// It is done, and the answer is lost.
+    /// The commit is applied, and its answer is lost.
     Lost,
-    /// The same, and then the key is revoked.
+    /// The commit is applied, its answer is lost, and then the key is revoked.
     LostAndRevoked,
-    /// The same, and then the tenant is locked.
+    /// The commit is applied, its answer is lost, and then the tenant is locked.
     LostAndLocked,
-    /// It never arrives.
+    /// The commit does not reach the database, and fails with this error.
     Fails(CommitError),
-    /// As the database says, after a while in which others get ready.
+    /// The commit is applied after a delay, in which other units queue up.
     Slow,
 }
 
@@ -39,7 +39,7 @@ struct Unlucky {
     database: Sqlite,
     fates: Mutex<VecDeque<Fate>>,
     batches: Mutex<Vec<usize>>,
-    /// Whether proofs cannot be read.
+    /// Whether reads of proofs fail.
     unreadable: AtomicBool,
     folder: TempDir,
 }
@@ -85,9 +85,10 @@ impl Commits for Unlucky {
     }
 
     async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
-        match self.unreadable.load(Ordering::SeqCst) {
-            true => Err(ReadError::Unavailable),
-            false => self.database.proofs(tenant).await,
+        if self.unreadable.load(Ordering::SeqCst) {
+            Err(ReadError::Unavailable)
+        } else {
+            self.database.proofs(tenant).await
         }
     }
 
@@ -149,7 +150,7 @@ impl Bench {
         self.committer.commit(unit).await
     }
 
-    /// Commits what gets ready, in this order, while the commit before it runs: one group.
+    /// Commits these units in this order as one group, which forms while an earlier commit runs.
     async fn together(&self, units: Vec<Unit>) -> Vec<Result<Durable, CommitFailed>> {
         self.store.fates.lock().unwrap().push_front(Fate::Slow);
         let committer = self.committer.clone();
@@ -162,7 +163,7 @@ impl Bench {
         outcomes
     }
 
-    /// How many rows its changes touched.
+    /// The number of rows that each change touched.
     async fn commit(&self, unit: Unit) -> Result<Vec<u64>, CommitFailed> {
         self.committer.commit(unit).await.map(|durable| durable.applied)
     }
@@ -192,7 +193,7 @@ fn dek(id: DekId) -> Change {
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_was_lost_is_tried_again_and_stands_once() {
+async fn a_commit_whose_answer_was_lost_is_retried_and_applied_once() {
     let bench = Bench::with(&[Fate::Lost]).await;
     let applied = bench.commit(bench.unit("a", vec![dek(DekId::new())])).await;
     assert_eq!(applied, Ok(vec![1]));
@@ -236,7 +237,7 @@ async fn what_is_ready_while_a_commit_runs_is_committed_together() {
 #[tokio::test]
 async fn a_group_does_not_wait_for_callers_whose_runtime_is_stuck() {
     let bench = Bench::with(&[]).await;
-    // Nobody ever runs what is spawned here.
+    // This runtime never runs what is spawned on it.
     let stuck = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let clock = Arc::new(SystemClock);
     let committer = Committer::start_for(stuck.handle().clone(), bench.store.clone(), clock);
@@ -271,7 +272,7 @@ async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
 }
 
 #[tokio::test]
-async fn another_replica_that_appends_meanwhile_costs_a_retry_and_leaves_no_gap() {
+async fn a_concurrent_append_by_another_replica_costs_a_retry_without_gap() {
     let bench = Bench::with(&[]).await;
     let other = Committer::start(bench.store.clone(), Arc::new(SystemClock));
     for n in 0..20 {
@@ -303,12 +304,12 @@ fn proven() -> Vec<Fence> {
     vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]
 }
 
-fn told(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
+fn applied_of(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
     outcome.as_ref().map(|durable| durable.applied.clone()).map_err(|failed| *failed)
 }
 
 #[tokio::test]
-async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
+async fn a_unit_refused_by_the_fence_does_not_affect_its_neighbours() {
     let bench = Bench::with(&[]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     let kept_out = DekId::new();
@@ -326,20 +327,20 @@ async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
         .await;
     let fenced = Err(CommitFailed::Fenced);
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [Ok(vec![1]), Ok(vec![1, 1]), fenced.clone(), Ok(vec![0, 1]), fenced, Ok(vec![])]
     );
     assert_eq!(bench.users().await, ["before", "a", "b", "d", "f"]);
     assert_eq!(*bench.store.batches.lock().unwrap(), [1, 6, 4]);
     assert_eq!(bench.store.database.deks(bench.tenant, &[kept_out]).await.unwrap(), []);
     let receipt = outcomes[1].as_ref().unwrap().receipt.clone().unwrap();
-    assert_eq!(receipt.fence, [active(1), proven()].concat(), "what two ask for is asked once");
+    assert_eq!(receipt.fence, [active(1), proven()].concat(), "two units' fences are asked for once");
     assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "1")), Some(proof.proven_at));
     assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "2")), None);
 }
 
 #[tokio::test]
-async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
+async fn of_two_epochs_in_one_group_the_current_one_is_committed() {
     let bench = Bench::with(&[]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     prove(&bench.store.database, bench.tenant, &proof, |to| to.epoch = 2).await;
@@ -348,15 +349,15 @@ async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
     let outcomes = bench.together(units).await;
     let fenced = Err(CommitFailed::Fenced);
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [fenced.clone(), Ok(vec![]), fenced, Ok(vec![])]
     );
     assert_eq!(bench.users().await, ["before", "b", "d"]);
 }
 
-/// Of two revisions in one group, the older one cannot pass, whichever stands.
+/// Of two revisions in one group, the older one cannot pass, whichever revision is current.
 #[tokio::test]
-async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
+async fn a_unit_refused_by_the_gate_does_not_affect_its_neighbours() {
     let bench = Bench::with(&[]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let gated = |user, revision, fence| Unit {
@@ -374,7 +375,7 @@ async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
     let fenced = Err(CommitFailed::Fenced);
     let passed = Ok(Vec::new());
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [passed.clone(), passed.clone(), passed.clone(), fenced.clone(), fenced]
     );
     bench.store.set_tenant("revision = 1").await;
@@ -387,17 +388,21 @@ async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
     let outcomes = bench.together(units).await;
     let overtaken = Err(CommitFailed::Gated);
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [overtaken.clone(), passed.clone(), overtaken.clone(), passed.clone()]
     );
     bench.store.set_tenant("locked = 1").await;
     let outcomes =
         bench.together(vec![gated("j", 1, active(1)), gated("k", 0, active(1)), bench.unit("l", Vec::new())]);
-    assert_eq!(outcomes.await.iter().map(told).collect::<Vec<_>>(), [overtaken.clone(), overtaken, passed]);
+    assert_eq!(
+        outcomes.await.iter().map(applied_of).collect::<Vec<_>>(),
+        [overtaken.clone(), overtaken, passed]
+    );
     assert_eq!(bench.users().await, ["before", "a", "b", "c", "before", "g", "i", "before", "l"]);
 }
 
-/// What was committed before the lock may not be answered after it, if nobody knows when it was committed.
+/// What was committed before the lock may not be answered after it if the time of the commit is
+/// unknown.
 #[tokio::test]
 async fn a_lost_commit_of_a_tenant_since_locked_has_no_receipt() {
     for (fate, has_receipt) in [(Fate::Lost, true), (Fate::LostAndLocked, false)] {
@@ -437,12 +442,13 @@ async fn the_fence_of_a_unit_without_an_entry_keeps_out_nobody() {
     let id = DekId::new();
     let no_entry = Unit { entry: None, ..bench.fenced("", vec![dek(id)], active(2)) };
     let outcomes = bench.together(vec![bench.fenced("a", Vec::new(), active(1)), no_entry]).await;
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![1])]);
+    assert_eq!(outcomes.iter().map(applied_of).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![1])]);
     assert_eq!(bench.users().await, ["before", "a"]);
     assert_eq!(bench.store.database.deks(bench.tenant, &[id]).await.unwrap().len(), 1);
 }
 
-/// Nothing of the group was done, and nobody knows whom the fence keeps out: every caller is told to try again.
+/// Nothing of the group was committed, and it is unknown which unit the fence refuses: every caller
+/// is told to retry.
 #[tokio::test]
 async fn an_unreadable_fence_refuses_the_whole_batch_and_commits_nothing() {
     let bench = Bench::with(&[]).await;
@@ -458,19 +464,19 @@ async fn an_unreadable_fence_refuses_the_whole_batch_and_commits_nothing() {
     };
     let outcomes = bench.together(units()).await;
     assert_eq!(
-        outcomes.iter().map(told).collect::<Vec<_>>(),
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
         [(); 3].map(|()| Err(CommitFailed::Unavailable))
     );
     assert_eq!(bench.users().await, ["before"]);
     bench.store.unreadable.store(false, Ordering::SeqCst);
     let outcomes = bench.together(units()).await;
     let fenced = Err(CommitFailed::Fenced);
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![]), fenced]);
+    assert_eq!(outcomes.iter().map(applied_of).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![]), fenced]);
     assert_eq!(bench.users().await, ["before", "before", "a", "b"]);
 }
 
 #[tokio::test]
-async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
+async fn a_fence_that_never_holds_during_commits_refuses_in_the_end() {
     let bench = Bench::with(&[Fate::Fails(CommitError::Fenced); 3]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let id = DekId::new();
@@ -491,7 +497,10 @@ async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
         ])
         .await;
     let (fenced, rejected) = (Err(CommitFailed::Fenced), Err(CommitFailed::Rejected));
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), fenced, rejected, Ok(vec![1])]);
+    assert_eq!(
+        outcomes.iter().map(applied_of).collect::<Vec<_>>(),
+        [Ok(vec![]), fenced, rejected, Ok(vec![1])]
+    );
     assert_eq!(bench.users().await, ["before", "a", "c"]);
 }
 
@@ -513,12 +522,12 @@ async fn after_a_lost_answer_a_fence_that_fails_is_no_passage() {
     watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
     assert_eq!(durable.applied, [1], "it is durable");
-    assert!(durable.receipt.is_none(), "and nothing may be answered that stands on the key");
+    assert!(durable.receipt.is_none(), "and no answer under the key may be given");
     assert_eq!(bench.users().await, ["a"]);
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
+async fn after_a_lost_answer_unreadable_proofs_give_no_receipt() {
     let bench = Bench::with(&[Fate::Lost]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.unreadable.store(true, Ordering::SeqCst);
@@ -528,14 +537,14 @@ async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
 }
 
 #[tokio::test]
-async fn a_batch_lost_on_its_way_is_under_the_fence_when_retried() {
+async fn a_batch_lost_in_transit_is_still_fenced_when_retried() {
     let bench = Bench::with(&[]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.revoke(bench.tenant).await;
     bench.store.fates.lock().unwrap().push_back(Fate::Fails(CommitError::Unknown));
     let outcomes =
         bench.together(vec![bench.fenced("a", Vec::new(), active(1)), bench.unit("b", Vec::new())]).await;
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Err(CommitFailed::Fenced), Ok(vec![])]);
+    assert_eq!(outcomes.iter().map(applied_of).collect::<Vec<_>>(), [Err(CommitFailed::Fenced), Ok(vec![])]);
     assert_eq!(bench.users().await, ["before", "b"]);
 }
 

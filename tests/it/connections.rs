@@ -1,5 +1,5 @@
-//! Connections that are kept: how long an idle one lives, how its end is announced, and that however many there are, none ends
-//! the service.
+//! Kept-alive connections: how long an idle one lives, how its end is announced, and that no number
+//! of them stops the service.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,13 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::guarded::House;
+use crate::guarded::Deployment;
 use crate::support::server::TestServer;
 
-/// What an HTTP/2 client begins with (RFC 9113, section 3.4), and an empty SETTINGS frame.
+/// The start of an HTTP/2 connection (RFC 9113, section 3.4), and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// `GET /live` on stream 1: HEADERS that end both headers and stream, of indexed fields and a literal `:path` (RFC 7541).
+/// `GET /live` on stream 1: HEADERS that end both the headers and the stream, with indexed fields
+/// and a literal `:path` (RFC 7541).
 const GET_LIVE: &[u8] = b"\0\0\x09\x01\x05\0\0\0\x01\x82\x86\x04\x05/live";
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
@@ -23,7 +24,7 @@ async fn connect(server: &TestServer) -> TcpStream {
     TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap()
 }
 
-/// The type and payload of the next frame, if one comes.
+/// The type and payload of the next frame, if there is one.
 async fn frame(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
@@ -46,7 +47,7 @@ async fn get(stream: &mut TcpStream, path: &str) -> String {
 
 #[tokio::test]
 async fn an_http_2_client_is_told_how_much_it_may_send() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let mut stream = TcpStream::connect(one.serve(None).await).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
     let (kind, settings) = frame(&mut stream).await.unwrap();
@@ -54,8 +55,8 @@ async fn an_http_2_client_is_told_how_much_it_may_send() {
     let number = |bytes: &[u8]| bytes.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
     let settings: Vec<_> = settings.chunks(6).map(|one| (number(&one[..2]), number(&one[2..]))).collect();
     // MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_HEADER_LIST_SIZE (RFC 9113, section 6.5.2).
-    for told in [(3, 128), (4, 256 << 10), (6, 16 << 10)] {
-        assert!(settings.contains(&told), "{told:?} of {settings:?}");
+    for setting in [(3, 128), (4, 256 << 10), (6, 16 << 10)] {
+        assert!(settings.contains(&setting), "{setting:?} of {settings:?}");
     }
     let window = loop {
         if let (WINDOW_UPDATE, more) = frame(&mut stream).await.unwrap() {
@@ -96,7 +97,7 @@ async fn an_idle_http_1_connection_still_serves_and_slow_heads_end() {
 
     let began = Instant::now();
     let closed = async {
-        // A byte now and then does not make it any better.
+        // An occasional byte does not keep the connection open.
         let (mut reading, mut writing) = slow.split();
         let drip = async {
             loop {
@@ -137,13 +138,13 @@ async fn idle_connections_end_no_service_where_few_files_may_be_open() {
     let mut idle = Vec::new();
     for _ in 0..1_100 {
         let mut stream = connect(&server).await;
-        // Those for which there is no place are closed at once.
+        // Connections beyond the limit are closed at once.
         let _ = stream.write_all(&[PREFACE, GET_LIVE].concat()).await;
         idle.push(stream);
     }
     let known = server.decrypt(&token, "r").await;
-    assert_eq!(known.body["plaintext"], "p", "who was there before goes on: {}", known.body);
-    // A caller who comes now, each time by a connection of its own.
+    assert_eq!(known.body["plaintext"], "p", "existing connections continue: {}", known.body);
+    // A later caller, which opens a new connection for each call.
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
     let began = Instant::now();
     let mut served = 0;
@@ -168,13 +169,13 @@ async fn idle_connections_end_no_service_where_few_files_may_be_open() {
 }
 
 #[tokio::test]
-async fn a_strangers_body_that_drips_ends_soon_where_there_are_many_connections() {
+async fn a_strangers_dripping_body_ends_soon_with_many_connections() {
     let server = TestServer::with_files(512).await;
     let request = format!(
         "POST /byok/decrypt HTTP/1.1\r\nhost: byok\r\nauthorization: Bearer {}\r\ncontent-length: 2\r\n\r\n{{}}",
         server.jwt("admin", "a")
     );
-    // More than three quarters of the places, by callers who are known.
+    // Callers with credentials take more than three quarters of the connections.
     let mut known = Vec::new();
     for _ in 0..310 {
         let mut stream = connect(&server).await;
@@ -182,7 +183,8 @@ async fn a_strangers_body_that_drips_ends_soon_where_there_are_many_connections(
         assert_ne!(stream.read(&mut [0; 4_096]).await.unwrap(), 0);
         known.push(stream);
     }
-    // One whose body would be waited for, and one that is refused by its head and would be listened to.
+    // One request waits for its body; the other is refused after its headers, and the server still
+    // reads its body.
     for path in ["/graphql", "/byok/encrypt"] {
         let mut stream = connect(&server).await;
         let head = format!(
@@ -210,5 +212,5 @@ async fn a_strangers_body_that_drips_ends_soon_where_there_are_many_connections(
     }
     let mut first = known.swap_remove(0);
     first.write_all(request.as_bytes()).await.unwrap();
-    assert_ne!(first.read(&mut [0; 4_096]).await.unwrap(), 0, "a caller's stays");
+    assert_ne!(first.read(&mut [0; 4_096]).await.unwrap(), 0, "a caller's connection stays open");
 }

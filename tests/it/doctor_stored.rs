@@ -1,4 +1,5 @@
-//! What `byok doctor` says of the DEKs that are stored, when the key is not the one that wrapped them.
+//! The report of `byok doctor` about stored DEKs when the configured key is not the one that
+//! wrapped them.
 
 use reqwest::Method;
 use serde_json::json;
@@ -9,9 +10,9 @@ use crate::support::server::TestServer;
 use crate::support::shared_vault::VaultKey;
 use crate::support::switch::{eventually, postures, serves_again};
 
-fn says(said: &str, words: &[&str]) {
+fn says(report: &str, words: &[&str]) {
     for word in words {
-        assert!(said.contains(word), "`{word}` is not in: {said}");
+        assert!(report.contains(word), "`{word}` is not in: {report}");
     }
 }
 
@@ -28,9 +29,9 @@ async fn is_revoked(server: &TestServer, token: &str) {
 async fn a_transit_key_that_was_deleted_and_remade_is_named() {
     let server = TestServer::start().await;
     let token = server.encrypt("r", "r").await;
-    let said = server.doctor().await;
+    let report = server.doctor().await;
     says(
-        &said,
+        &report,
         &["ok    posture: no key version was refused", "ok    stored DEKs: 1 were tried and unwrapped under"],
     );
     let switches = server.key.switches();
@@ -40,10 +41,10 @@ async fn a_transit_key_that_was_deleted_and_remade_is_named() {
     is_revoked(&server, &token).await;
     let answer = server.decrypt(&token, "r").await;
     assert_eq!((answer.status.as_u16(), &answer.body["code"]), (403, &json!("KMS_ACCESS_DENIED")));
-    let said = server.doctor().await;
+    let report = server.doctor().await;
     let version = format!("{}/1", server.key.name);
     says(
-        &said,
+        &report,
         &[
             "ok    key: a DEK was wrapped and unwrapped",
             &format!("FAIL  posture: {version} is revoked since"),
@@ -57,7 +58,7 @@ async fn a_transit_key_that_was_deleted_and_remade_is_named() {
     let tried: Vec<_> =
         entries.as_array().expect("a list").iter().filter(|entry| entry["role"] == "doctor").collect();
     assert_eq!(tried.len(), 2, "each time that stored DEKs were tried: {entries}");
-    // The old key, from its backup.
+    // The old key is restored from its backup.
     server.key.delete().await;
     (deletion.on)().await;
     serves_again(&server, "r", &token).await;
@@ -118,8 +119,8 @@ async fn encrypting_for_a_record_whose_dek_another_key_wraps_says_that() {
     let body = json!({ "plaintext": "p", "record_id": "r" });
     let refused = server.post("/byok/encrypt", body).await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
-    let said = "Another key than the one that is configured wraps the record's DEK.";
-    assert_eq!(refused.body["detail"], said, "{}", refused.body);
+    let detail = "Another key than the one that is configured wraps the record's DEK.";
+    assert_eq!(refused.body["detail"], detail, "{}", refused.body);
     let refused = server.decrypt(&token, "r").await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
     // A record without a DEK gets one under the new key.
@@ -144,6 +145,6 @@ async fn encrypting_for_a_record_whose_dek_does_not_open_says_so() {
     let refused = cold.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "r" })).await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
     assert!(refused.body["detail"].as_str().unwrap().contains("another key wraps it"), "{}", refused.body);
-    // To who decrypts it stays a ciphertext that does not open.
+    // For callers that decrypt, it remains a ciphertext that cannot be decrypted.
     assert_eq!(cold.decrypt(&token, "r").await.body["code"], "DECRYPT_FAILED");
 }

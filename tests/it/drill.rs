@@ -1,4 +1,5 @@
-//! `byok drill`: against a real server and key, with the hand on the switch; and against servers that answer too late.
+//! `byok drill` against a real server and key whose switch is turned off, and against servers that
+//! answer too late.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -27,7 +28,7 @@ fn report(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("report.json")).expect("a report")).expect("JSON")
 }
 
-/// Whether the signature beside the report is good, found out without the crate's own code.
+/// Whether the report's signature is valid, checked without the crate's own code.
 fn is_signed(folder: &Path) -> bool {
     let pem = std::fs::read_to_string(folder.join("drill.pem.pub")).unwrap();
     let der = STANDARD.decode(pem.lines().nth(1).unwrap()).unwrap();
@@ -69,9 +70,9 @@ async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
         }
     }
     let output = child.wait_with_output().await.unwrap();
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.starts_with("passed: first refusal after "), "{said}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.starts_with("passed: first refusal after "), "{printed}");
     let report = report(folder.path());
     assert_eq!((&report["verdict"], &report["plaintexts_after_bound"]), (&json!("passed"), &json!(0)));
     assert_eq!(report["key_version"], format!("{}/1", server.key.name));
@@ -89,7 +90,7 @@ async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
     let written = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
     assert!(!written.contains(&token));
     assert!(is_signed(folder.path()));
-    assert!(said.contains(&std::fs::read_to_string(folder.path().join("drill.pem.pub")).unwrap()));
+    assert!(printed.contains(&std::fs::read_to_string(folder.path().join("drill.pem.pub")).unwrap()));
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::metadata(folder.path().join("drill.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -108,7 +109,7 @@ async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
     assert!(text(&altered.stderr).contains("does not belong"), "{}", text(&altered.stderr));
 }
 
-/// A server whose answers to the n-th decrypt are these; its bound is 200 ms.
+/// A server that answers the n-th decrypt with these statuses; its bound is 200 ms.
 async fn staged(decrypt: impl Fn(usize) -> Option<u16> + Send + Sync + 'static) -> Stub {
     let (plaintext, asked) = (Mutex::new(String::new()), Mutex::new(0));
     Stub::start(move |seen, _| match seen.path.as_str() {
@@ -141,7 +142,7 @@ async fn drill(folder: &Path, server: &Stub, more: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
+async fn a_server_that_still_answers_fails_the_drill_with_signed_report() {
     let server = staged(|_| None).await;
     let folder = tempfile::tempdir().unwrap();
     let output = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;
@@ -152,7 +153,7 @@ async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
     assert!(report["plaintexts_after_bound"].as_u64().unwrap() > 10);
     assert_eq!(report["first_refusal"], json!(null));
     assert!(is_signed(folder.path()));
-    // What is there is not written over.
+    // Existing files are not overwritten.
     let again = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;
     assert_eq!(again.status.code(), Some(1));
     assert!(text(&again.stderr).contains("already exists"));

@@ -1,4 +1,4 @@
-//! What is left behind when something breaks in the middle, and what callers see meanwhile.
+//! What remains when something fails in the middle of work, and what callers see meanwhile.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,8 @@ use crate::support::private::Private;
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
-/// Encrypts new records from several callers until told to stop; gives what was acknowledged.
+/// Encrypts new records from several callers until it is stopped, and returns what was
+/// acknowledged.
 struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<(String, String)>>>,
@@ -62,9 +63,9 @@ impl Load {
     }
 }
 
-/// Every acknowledged encrypt opens again, and has its DEK row and its entry.
+/// Asserts that every acknowledged encrypt can be decrypted, and has its DEK row and its entry.
 async fn nothing_acknowledged_is_lost(server: &TestServer, acknowledged: &[(String, String)]) {
-    assert!(!acknowledged.is_empty(), "the load did something");
+    assert!(!acknowledged.is_empty(), "some calls were acknowledged");
     for chunk in acknowledged.chunks(500) {
         let items: Vec<Value> =
             chunk.iter().map(|(record, token)| json!({ "ciphertext": token, "record_id": record })).collect();
@@ -87,7 +88,7 @@ async fn nothing_acknowledged_is_lost(server: &TestServer, acknowledged: &[(Stri
     the_log_has_no_gap(server).await;
 }
 
-/// Service resumes by itself, once probes have succeeded for as long as they must.
+/// Asserts that service resumes by itself, after probes have succeeded for the required time.
 async fn comes_back(server: &TestServer, token: &str, record: &str, plaintext: &str) {
     let mut last = Value::Null;
     for _ in 0..100 {
@@ -151,7 +152,7 @@ async fn a_database_that_stops_and_comes_back_under_load_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_sealed_vault_is_an_outage_and_a_revoked_token_a_refusal() {
+async fn a_sealed_vault_is_an_outage_a_revoked_token_a_refusal() {
     let vault = Private::vault().await;
     let key = vault.key().await;
     let database = create_database(&crate::support::needed("DATABASE_URL")).await;
@@ -167,7 +168,7 @@ async fn a_sealed_vault_is_an_outage_and_a_revoked_token_a_refusal() {
     let refused = server.decrypt(&token, "r").await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_UNAVAILABLE")));
     vault.unseal(&key).await;
-    // Nothing needs to be re-encrypted.
+    // Nothing needs to be encrypted again.
     comes_back(&server, &token, "r", "p").await;
 
     key.refuse_below(1).await;
@@ -270,12 +271,12 @@ async fn two_busy_replicas_share_one_log_and_neither_starves() {
     let [one, two] = loads;
     let (one, two) = (one.end().await, two.end().await);
     let (few, many) = (one.len().min(two.len()), one.len().max(two.len()));
-    assert!(few * 5 > many, "one replica starves: {few} against {many}");
+    assert!(few * 5 > many, "one replica gets too few: {few} against {many}");
     nothing_acknowledged_is_lost(&server, &[one, two].concat()).await;
 }
 
 #[tokio::test]
-async fn a_database_that_went_back_is_noticed_before_a_token_is_given() {
+async fn a_restored_database_is_noticed_before_a_token_is_given() {
     let server = TestServer::start().await;
     server.encrypt("before", "kept").await;
     let database = server.database().await;
@@ -283,7 +284,8 @@ async fn a_database_that_went_back_is_noticed_before_a_token_is_given() {
     for n in 0..5 {
         server.encrypt("lost", &format!("lost-{n}")).await;
     }
-    // What a restore of an older backup under a running server leaves; the triggers are the owner's to turn off.
+    // The result of restoring an older backup under a running server; only the owner can disable
+    // the triggers.
     let restore = "ALTER TABLE np_byok_audit DISABLE TRIGGER USER; DELETE FROM np_byok_audit WHERE seq >= 1; \
                    ALTER TABLE np_byok_audit ENABLE TRIGGER USER; \
                    UPDATE np_byok_heads h SET size = b.size, frontier = b.frontier FROM backup b; \

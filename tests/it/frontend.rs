@@ -1,4 +1,4 @@
-//! Pages of other sites that call the server from a browser: those whose origins are configured, and no others.
+//! Pages of other sites that call the server from a browser: allowed for configured origins only.
 
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method};
@@ -13,7 +13,7 @@ async fn serving_pages() -> TestServer {
     TestServer::with(&[("BYOK_CORS_ORIGINS", "http://localhost:3000, https://app.example.com")]).await
 }
 
-/// What a browser asks before it sends a page's request.
+/// The preflight request that a browser sends before a page's request.
 async fn preflight(client: &Client, base: &str, path: &str, origin: &str) -> (u16, HeaderMap) {
     let asked = client.request(Method::OPTIONS, format!("{base}{path}")).header("origin", origin);
     let asked = asked.header("access-control-request-method", "POST");
@@ -78,7 +78,7 @@ async fn a_page_of_any_other_origin_is_told_nothing() {
         let answer = called.bearer_auth(server.jwt("admin", "a")).body("{}").send().await.unwrap();
         assert!(!answer.headers().contains_key("access-control-allow-origin"), "{origin}");
     }
-    // Nor is anything that no page calls.
+    // A route that no page calls has no CORS headers at all.
     let metrics = with.client.get(format!("{}/metrics", with.base)).header("origin", PAGE);
     assert!(!metrics.send().await.unwrap().headers().contains_key("access-control-allow-origin"));
 }

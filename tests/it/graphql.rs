@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::server::{TestServer, answer};
 
-/// A join as Hasura sends it: one aliased root for each row, its values in the text.
+/// A join as Hasura sends it: one aliased root for each row, with its values in the text.
 fn join<'a>(rows: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut query = String::from("query {");
     for (n, (ciphertext, record_id)) in rows.into_iter().enumerate() {
@@ -16,7 +16,7 @@ fn join<'a>(rows: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     query + " }"
 }
 
-/// The entries of one operation, newest first: outcome and count of items.
+/// The entries of one operation, newest first: outcome and number of items.
 async fn entries(server: &TestServer, operation: &str) -> Vec<(String, u64)> {
     let query = "query($o: ByokOperation) { byokAudit(filter: {operation: $o}) { edges { node { outcome itemCount } } } }";
     let answer = server.graphql(&server.jwt("admin", "a"), query, json!({ "o": operation })).await;
@@ -204,7 +204,7 @@ async fn without_identity_there_is_introspection_and_health() {
         assert_eq!(refused.body["errors"][0]["extensions"]["path"], "$");
         assert_eq!(refused.body["errors"][0]["extensions"]["requestId"], "r-17");
     }
-    // More than introspection needs is not even read.
+    // A document larger than introspection needs is not read to its end.
     let refused = post(join([("x".repeat(100_000).as_str(), "r")])).await;
     assert_eq!((refused.status, code(&refused.body)), (StatusCode::OK, "invalid-headers"));
 }
@@ -251,7 +251,7 @@ async fn only_post_and_json_are_taken() {
 }
 
 #[tokio::test]
-async fn by_the_newer_media_type_the_status_says_whether_a_request_ran() {
+async fn with_the_newer_media_type_the_status_shows_whether_it_ran() {
     const NEWER: &str = "application/graphql-response+json";
     let server = TestServer::start().await;
     let (admin, nobody) = (server.jwt("admin", "a"), server.jwt("nobody", "u"));

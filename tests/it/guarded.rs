@@ -1,5 +1,5 @@
-//! Replicas in this process: a KMS that does what a test says, a clock that a test moves, and a database in between whose
-//! clock can be set and whose calls are counted.
+//! Replicas in this process, with a KMS whose behaviour a test sets, a clock that a test advances,
+//! and a database connection with a shifted clock and counted calls.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -36,21 +36,21 @@ use tokio_util::sync::CancellationToken;
 use crate::support::rows::changes;
 use crate::support::tenancy::{ample_settings, one_tenant};
 
-/// What Hasura shows as `X-Byok-Secret`.
+/// The value of `X-Byok-Secret` in Hasura's requests.
 pub(crate) const SECRET: &str = "a-secret-of-some-length";
 
-/// The machine's clock, and how much longer the machine has been on than it has.
+/// The machine's clock, plus the time for which the machine was suspended.
 #[derive(Default)]
-pub(crate) struct Jumping(AtomicU64);
+pub(crate) struct SuspendedClock(AtomicU64);
 
-impl Jumping {
-    /// The machine sleeps for so long.
+impl SuspendedClock {
+    /// Suspends the machine for this long.
     pub(crate) fn sleep(&self, milliseconds: u64) {
         self.0.fetch_add(milliseconds, Ordering::SeqCst);
     }
 }
 
-impl Clock for Jumping {
+impl Clock for SuspendedClock {
     fn now(&self) -> Timestamp {
         SystemClock.now()
     }
@@ -60,50 +60,50 @@ impl Clock for Jumping {
     }
 }
 
-/// What a KMS does.
+/// The behaviour of a KMS.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Will {
+pub(crate) enum Behaviour {
     Work,
     Refuse,
     Fail,
     Hang,
-    /// Answers after so many milliseconds.
+    /// The KMS answers after this many milliseconds.
     Dawdle(u64),
 }
 
-/// The local key, behind what a test wants of it.
+/// The local key, with the behaviour that a test sets.
 pub(crate) struct Scripted {
     pub(crate) key: Arc<LocalKey>,
-    pub(crate) unwraps_will: Mutex<Will>,
-    pub(crate) generates_will: Mutex<Will>,
-    /// Versions that it unwraps no more.
+    pub(crate) on_unwrap: Mutex<Behaviour>,
+    pub(crate) on_generate: Mutex<Behaviour>,
+    /// Versions that it no longer unwraps.
     pub(crate) destroyed: Mutex<HashSet<String>>,
     pub(crate) unwraps: AtomicUsize,
     pub(crate) generated: AtomicUsize,
-    /// How long the machine sleeps during an unwrap.
-    pub(crate) asleep: Mutex<Option<(Arc<Jumping>, u64)>>,
+    /// The suspension of the machine during an unwrap, in milliseconds.
+    pub(crate) asleep: Mutex<Option<(Arc<SuspendedClock>, u64)>>,
 }
 
 impl Scripted {
-    pub(crate) fn will(&self, will: Will) {
-        (*self.unwraps_will.lock().unwrap(), *self.generates_will.lock().unwrap()) = (will, will);
+    pub(crate) fn set_behaviour(&self, behaviour: Behaviour) {
+        (*self.on_unwrap.lock().unwrap(), *self.on_generate.lock().unwrap()) = (behaviour, behaviour);
     }
 
     pub(crate) fn calls(&self) -> usize {
         self.unwraps.load(Ordering::SeqCst) + self.generated.load(Ordering::SeqCst)
     }
 
-    async fn met(&self, will: &Mutex<Will>) -> Result<(), KmsError> {
-        let will = *will.lock().unwrap();
-        match will {
-            Will::Work => Ok(()),
-            Will::Refuse => Err(KmsError::local(KmsErrorClass::KeyDisabled)),
-            Will::Fail => Err(KmsError::local(KmsErrorClass::Unreachable)),
-            Will::Hang => {
+    async fn behave(&self, behaviour: &Mutex<Behaviour>) -> Result<(), KmsError> {
+        let behaviour = *behaviour.lock().unwrap();
+        match behaviour {
+            Behaviour::Work => Ok(()),
+            Behaviour::Refuse => Err(KmsError::local(KmsErrorClass::KeyDisabled)),
+            Behaviour::Fail => Err(KmsError::local(KmsErrorClass::Unreachable)),
+            Behaviour::Hang => {
                 tokio::time::sleep(Duration::from_secs(20)).await;
                 Err(KmsError::local(KmsErrorClass::Timeout))
             }
-            Will::Dawdle(milliseconds) => {
+            Behaviour::Dawdle(milliseconds) => {
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 Ok(())
             }
@@ -115,7 +115,7 @@ impl Scripted {
 impl Kms for Scripted {
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
         self.generated.fetch_add(1, Ordering::SeqCst);
-        match self.met(&self.generates_will).await {
+        match self.behave(&self.on_generate).await {
             Ok(()) => self.key.generate(bindings).await,
             Err(error) => bindings.iter().map(|_| Err(error.clone())).collect(),
         }
@@ -130,16 +130,17 @@ impl Kms for Scripted {
         if let Some((clock, milliseconds)) = &*self.asleep.lock().unwrap() {
             clock.sleep(*milliseconds);
         }
-        if let Err(error) = self.met(&self.unwraps_will).await {
+        if let Err(error) = self.behave(&self.on_unwrap).await {
             return wrapped.iter().map(|_| Err(error.clone())).collect();
         }
         let answers = self.key.unwrap(wrapped).await;
         let destroyed = self.destroyed.lock().unwrap();
-        let answer = |((_, wrapped), answer): (&(DekBinding, Wrapped), ItemResult<Dek>)| match destroyed
-            .contains(&*wrapped.key_version.version)
-        {
-            true => Err(KmsError::local(KmsErrorClass::KeyVersionUnavailable)),
-            false => answer,
+        let answer = |((_, wrapped), answer): (&(DekBinding, Wrapped), ItemResult<Dek>)| {
+            if destroyed.contains(&*wrapped.key_version.version) {
+                Err(KmsError::local(KmsErrorClass::KeyVersionUnavailable))
+            } else {
+                answer
+            }
         };
         wrapped.iter().zip(answers).map(answer).collect()
     }
@@ -157,22 +158,23 @@ impl Kms for Scripted {
     }
 }
 
-/// A replica's way to the database.
-pub(crate) struct Wired {
+/// A replica's connection to the database.
+pub(crate) struct DatabaseLink {
     pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
-    /// Milliseconds that the database's clock is ahead.
+    /// The milliseconds by which the database's clock is ahead.
     pub(crate) ahead: Arc<AtomicI64>,
     pub(crate) commits: AtomicUsize,
     pub(crate) reads: AtomicUsize,
-    /// Whether the wire is cut.
+    /// Whether every call fails.
     pub(crate) cut: AtomicBool,
-    /// Whether what goes in comes out much later.
+    /// Whether calls hang for a long time.
     pub(crate) hangs: AtomicBool,
-    /// What happens once the next commit with entries is durable and not heard of yet.
+    /// An action for the time when the next commit with entries is durable and its answer has not
+    /// arrived.
     pub(crate) then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Wired {
+impl DatabaseLink {
     fn database(&self) -> Arc<Sqlite> {
         self.database.lock().unwrap().clone()
     }
@@ -186,15 +188,12 @@ impl Wired {
         if self.hangs.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
-        match self.cut.load(Ordering::SeqCst) {
-            true => Err(ReadError::Unavailable),
-            false => Ok(self.database()),
-        }
+        if self.cut.load(Ordering::SeqCst) { Err(ReadError::Unavailable) } else { Ok(self.database()) }
     }
 }
 
 #[async_trait]
-impl Commits for Wired {
+impl Commits for DatabaseLink {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         if self.hangs.load(Ordering::SeqCst) {
@@ -206,7 +205,8 @@ impl Commits for Wired {
         let database = self.database();
         let mut batch = batch.clone();
         if !batch.entries.is_empty() && !batch.fence.is_empty() {
-            // The database's own clock cannot be set, so what depends on it is asked here.
+            // The database's own clock cannot be set, so conditions that depend on it are checked
+            // here.
             let seen = database.proofs(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
             let seen = Snapshot { now: self.time(seen.now), rows: seen.rows };
             FenceReading::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
@@ -245,7 +245,7 @@ impl Commits for Wired {
 }
 
 #[async_trait]
-impl DekReads for Wired {
+impl DekReads for DatabaseLink {
     async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError> {
         self.read().await?.deks(tenant, ids).await
     }
@@ -278,7 +278,7 @@ impl DekReads for Wired {
 }
 
 #[async_trait]
-impl JobReads for Wired {
+impl JobReads for DatabaseLink {
     async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError> {
         self.read().await?.job(tenant, id).await
     }
@@ -297,7 +297,7 @@ impl JobReads for Wired {
 }
 
 #[async_trait]
-impl KeyringStore for Wired {
+impl KeyringStore for DatabaseLink {
     async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
         let seen = self.read().await?.watched().await?;
         Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
@@ -305,7 +305,7 @@ impl KeyringStore for Wired {
 }
 
 #[async_trait]
-impl EntrySearch for Wired {
+impl EntrySearch for DatabaseLink {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -318,19 +318,19 @@ impl EntrySearch for Wired {
 }
 
 #[async_trait]
-impl RequestReads for Wired {
+impl RequestReads for DatabaseLink {
     async fn ping(&self) -> Result<(), ReadError> {
         self.read().await?.ping().await
     }
 }
 
-/// One replica: its own way to the database and to the KMS, and its own clock.
+/// One replica, with its own connections to the database and the KMS, and its own clock.
 pub(crate) struct Replica {
     pub(crate) app: Arc<App>,
     pub(crate) keyring: Arc<Keyring>,
-    pub(crate) store: Arc<Wired>,
+    pub(crate) store: Arc<DatabaseLink>,
     pub(crate) kms: Arc<Scripted>,
-    pub(crate) clock: Arc<Jumping>,
+    pub(crate) clock: Arc<SuspendedClock>,
     pub(crate) tenant: Tenant,
     prober: CancellationToken,
     _folder: Arc<tempfile::TempDir>,
@@ -358,7 +358,7 @@ impl Replica {
         self.decrypt_for(&self.caller(), ciphertext, record).await.map(Unreleased::given)
     }
 
-    /// Decrypts, and gives what the answer stands on until it has left.
+    /// Decrypts, and returns the unreleased answer.
     pub(crate) async fn decrypt_for(
         &self,
         caller: &Caller,
@@ -371,15 +371,15 @@ impl Replica {
         let mut answered = answered.map_err(|refusal| refusal.code)?;
         let opened = answered.answers.remove(0).map_err(|refusal| refusal.code)?;
         assert_eq!(opened.plaintext.expose(), b"secret");
-        Ok(answered.committed.expect("a plaintext stands on a key"))
+        Ok(answered.committed.expect("a plaintext depends on a key"))
     }
 
-    /// Serves it on loopback, over TLS where there is an acceptor. Callers show [`SECRET`].
+    /// Serves the replica on loopback, over TLS if there is an acceptor. Callers send [`SECRET`].
     pub(crate) async fn serve(&self, tls: Option<TlsAcceptor>) -> SocketAddr {
         self.serve_with(tls, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "120")]).await
     }
 
-    /// The same with these settings.
+    /// Serves the replica with these settings.
     pub(crate) async fn serve_with(&self, tls: Option<TlsAcceptor>, settings: &[(&str, &str)]) -> SocketAddr {
         let env = Env::from_pairs(settings.iter().copied());
         let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
@@ -397,8 +397,8 @@ impl Replica {
         tokio::spawn(self.keyring.clone().run_prober(self.prober.clone()));
     }
 
-    /// Ends the prober, as if it had died.
-    pub(crate) fn watch_no_more(&self) {
+    /// Stops the prober, as if it had crashed.
+    pub(crate) fn stop_watching(&self) {
         self.prober.cancel();
     }
 
@@ -419,7 +419,8 @@ impl Replica {
         entries.iter().map(|entry| format!("{:?} {:?}", entry.row.operation, entry.row.outcome)).collect()
     }
 
-    /// Makes the proof of a version older than any bound, as that of one that nobody has used for a while.
+    /// Makes the proof of a version older than any bound, as if the version had not been used for a
+    /// while.
     pub(crate) async fn make_idle(&self, version: &str) {
         let proof = self.proof(version).await;
         let long_ago = proof.proven_at.minus(Duration::from_secs(3_600));
@@ -435,8 +436,8 @@ impl Replica {
     }
 }
 
-/// A database and a key.
-pub(crate) struct House {
+/// A database and a key that replicas share.
+pub(crate) struct Deployment {
     pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
     pub(crate) ahead: Arc<AtomicI64>,
     pub(crate) key: Arc<LocalKey>,
@@ -444,7 +445,7 @@ pub(crate) struct House {
     tenant: Tenant,
 }
 
-impl House {
+impl Deployment {
     pub(crate) async fn new() -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let database = Sqlite::open(&folder.path().join("byok.db")).await.unwrap();
@@ -456,25 +457,25 @@ impl House {
         Self { database, ahead: Arc::default(), key, folder, tenant }
     }
 
-    /// A probes every second, for up to two: A is three seconds.
+    /// A replica that probes every second, with a timeout of two: A is three seconds.
     pub(crate) async fn replica(&self) -> Replica {
         self.replica_with(300).await
     }
 
     pub(crate) async fn replica_with(&self, cache_seconds: u64) -> Replica {
-        self.replica_patient(cache_seconds, 2).await
+        self.replica_with_probe_timeout(cache_seconds, 2).await
     }
 
-    /// Whose probes may take so many seconds.
-    pub(crate) async fn replica_patient(&self, cache_seconds: u64, probe_seconds: u64) -> Replica {
+    /// A replica with this probe timeout.
+    pub(crate) async fn replica_with_probe_timeout(&self, cache_seconds: u64, probe_seconds: u64) -> Replica {
         let seconds = Duration::from_secs;
         let guard = KeyGuard {
             probe_every: seconds(1),
             probe_timeout: seconds(probe_seconds),
             resume_after: seconds(0),
         };
-        let clock = Arc::new(Jumping::default());
-        let store = Arc::new(Wired {
+        let clock = Arc::new(SuspendedClock::default());
+        let store = Arc::new(DatabaseLink {
             database: self.database.clone(),
             ahead: self.ahead.clone(),
             commits: AtomicUsize::new(0),
@@ -485,8 +486,8 @@ impl House {
         });
         let kms = Arc::new(Scripted {
             key: self.key.clone(),
-            unwraps_will: Mutex::new(Will::Work),
-            generates_will: Mutex::new(Will::Work),
+            on_unwrap: Mutex::new(Behaviour::Work),
+            on_generate: Mutex::new(Behaviour::Work),
             destroyed: Mutex::default(),
             unwraps: AtomicUsize::new(0),
             generated: AtomicUsize::new(0),
@@ -535,7 +536,7 @@ impl House {
     }
 }
 
-/// Waits until something holds that must come to hold.
+/// Waits until a condition holds, for at most fifteen seconds.
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..600 {
         if holds().await {

@@ -1,4 +1,5 @@
-//! Health: what it says of the key, what it costs, and what `/ready`, `/live` and `/metrics` say beside it.
+//! Health: what it reports about the key, what it costs, and what `/ready`, `/live` and `/metrics`
+//! report.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::guarded::House;
+use crate::guarded::Deployment;
 use crate::support::server::{TestServer, answer};
 use crate::support::stub::{self, Stub};
 
@@ -16,7 +17,7 @@ async fn by_graphql(server: &TestServer) -> Value {
     server.graphql(&server.jwt("user", "u"), QUERY, json!({})).await["data"]["byokHealth"].clone()
 }
 
-/// Asks until the answer is as it should be.
+/// Asks until the answer is as expected.
 async fn until(server: &TestServer, path: &str, right: impl Fn(StatusCode, &Value) -> bool) -> Value {
     for _ in 0..600 {
         let answered = server.get(path).await;
@@ -25,7 +26,7 @@ async fn until(server: &TestServer, path: &str, right: impl Fn(StatusCode, &Valu
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{path} never said so: {}", server.get(path).await.body)
+    panic!("{path} never had the expected answer: {}", server.get(path).await.body)
 }
 
 #[tokio::test]
@@ -50,7 +51,7 @@ async fn both_fronts_give_the_keys_state_and_the_watchs_bound() {
 }
 
 #[tokio::test]
-async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() {
+async fn a_passing_check_claims_nothing_while_dark_and_ready_still_passes() {
     let server = TestServer::with(&[("BYOK_KEY_RESUME_SECONDS", "600")]).await;
     let token = server.encrypt("p", "r").await;
     let policy = async |operations: &[&str]| {
@@ -64,12 +65,9 @@ async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() 
     policy(&["encrypt"]).await;
     until(&server, "/byok/audit?operation=incident", |_, body| body["entries"][0].is_object()).await;
     let revoked = server.get("/byok/health").await;
-    assert_eq!(
-        (revoked.status.as_u16(), &revoked.body["status"]),
-        (503, &json!("REVOKED")),
-        "remembered or not"
-    );
-    // The key works again; it is not used before it has worked for ten minutes, and health says so.
+    assert_eq!((revoked.status.as_u16(), &revoked.body["status"]), (503, &json!("REVOKED")), "cached or not");
+    // The key works again, but is used only after it has worked for ten minutes, and health says
+    // so.
     policy(&["encrypt", "decrypt"]).await;
     let passes = until(&server, "/byok/health", |_, body| body["kms_latency_ms"].is_number()).await;
     assert_eq!((&passes["status"], &passes["error"]), (&json!("REVOKED"), &json!("KMS_ACCESS_DENIED")));
@@ -80,17 +78,18 @@ async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() 
 }
 
 #[tokio::test]
-async fn a_version_that_is_not_the_current_one_shows_as_the_worst() {
+async fn another_version_than_the_current_one_shows_as_the_worst() {
     let server = TestServer::start().await;
     let token = server.encrypt("p", "r").await;
     server.key.rotate().await;
     server.key.refuse_below(2).await;
     let health = until(&server, "/byok/health", |_, body| body["worst_posture"] == "revoked").await;
     assert_eq!(server.decrypt(&token, "r").await.body["code"], "KMS_ACCESS_DENIED");
-    let health = match health["key_version"] == format!("{}/2", server.key.name) {
-        true => health,
-        // The remembered answer was of the first version.
-        false => until(&server, "/byok/health", |_, body| body["status"] == "OK").await,
+    let health = if health["key_version"] == format!("{}/2", server.key.name) {
+        health
+    } else {
+        // The cached answer was that of the first version.
+        until(&server, "/byok/health", |_, body| body["status"] == "OK").await
     };
     assert_eq!((&health["status"], &health["posture"]), (&json!("OK"), &json!(null)), "{health}");
     assert_eq!(health["key_version"], format!("{}/2", server.key.name));
@@ -124,21 +123,22 @@ async fn many_who_ask_at_once_cost_one_pair_of_calls() {
 }
 
 #[tokio::test]
-async fn a_caller_who_asks_for_health_without_end_costs_the_database_little() {
-    let one = House::new().await.replica().await;
+async fn endless_health_requests_by_one_caller_cost_the_database_little() {
+    let one = Deployment::new().await.replica().await;
     one.encrypt("r").await.unwrap();
     let (before, began) = (one.store.reads.load(Ordering::SeqCst), Instant::now());
     for _ in 0..500 {
         one.app.health().await;
     }
     let (reads, within) = (one.store.reads.load(Ordering::SeqCst) - before, began.elapsed());
-    // Whether it is there once a second, for the proofs four times; nobody else reads here.
+    // Health checks the database once a second, the prober reads proofs four times a second, and
+    // nobody else reads here.
     assert!(reads <= 5 * (1 + within.as_secs() as usize), "{reads} reads in {within:?}");
 }
 
 #[tokio::test]
 async fn a_stopping_server_is_not_ready_while_it_finishes_its_calls() {
-    // A KMS that takes connections and says nothing.
+    // A KMS that accepts connections and does not answer.
     let kms = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", kms.local_addr().unwrap());
     let mut server =
@@ -153,7 +153,7 @@ async fn a_stopping_server_is_not_ready_while_it_finishes_its_calls() {
     let _silent = [kms.accept().await.unwrap(), kms.accept().await.unwrap()];
     let pid = rustix::process::Pid::from_raw(server.pid() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    // As a kubelet does: each time by a connection of its own.
+    // Like a kubelet, which opens a new connection for each request.
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
     let ask = async |path: &str| answer(client.get(format!("{}{path}", server.base))).await.status;
     while ask("/ready").await != 503 {
@@ -195,7 +195,7 @@ async fn the_metrics_show_postures_probes_and_incidents() {
     assert_eq!(server.get("/ready").await.status, 200, "a revoked tenant does not make the server unready");
 }
 
-/// A server whose KMS is counted, and how it answers to a stranger.
+/// The answer to a caller without credentials: status and body.
 async fn of_stranger(server: &TestServer, path: &str) -> (u16, Value) {
     let answered = answer(server.client.get(format!("{}{path}", server.base))).await;
     (answered.status.as_u16(), answered.body)
@@ -219,13 +219,13 @@ async fn a_stranger_gets_what_is_known_without_a_call_to_kms() {
     assert_eq!(kms.seen().len(), 0, "nothing is known, and nobody is asked");
     assert_eq!(server.get("/byok/health").await.status, 503);
     let (seen, since) = (kms.seen().len(), std::time::Instant::now());
-    assert!(seen > 0, "a caller has it tried");
+    assert!(seen > 0, "a caller's request triggers an attempt");
     while since.elapsed() < Duration::from_secs(6) {
         let (status, health) = of_stranger(&server, "/byok/health").await;
         assert_eq!(
             (status, &health["error"]),
             (503, &json!("KMS_ACCESS_DENIED")),
-            "it is known now: {health}"
+            "the version is known now: {health}"
         );
         assert_eq!(by_graphql().await["status"], "REVOKED");
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -251,7 +251,7 @@ async fn while_the_key_is_off_only_its_own_health_says_so() {
     assert_eq!((of_stranger(&server, "/ready").await.0, of_stranger(&server, "/live").await.0), (200, 200));
 }
 
-/// `byok health` with these arguments, under the environment of a server on this port.
+/// Runs `byok health` with these arguments, in the environment of a server that listens there.
 async fn byok_health(arguments: &[&str], listen: &str) -> (Option<i32>, String, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
     command.arg("health").args(arguments).env_clear().env("BYOK_LISTEN", listen);
@@ -264,12 +264,15 @@ async fn byok_health(arguments: &[&str], listen: &str) -> (Option<i32>, String, 
 async fn the_command_line_asks_a_running_server() {
     let mut server = TestServer::start().await;
     let port = server.base.rsplit_once(':').unwrap().1.to_owned();
-    // As in a container: it listens everywhere.
+    // In a container, the server listens on all addresses.
     let everywhere = format!("0.0.0.0:{port}");
-    let (code, said, _) = byok_health(&[], &everywhere).await;
-    assert!(code == Some(0) && said.starts_with("OK, ") && said.ends_with(" migrations applied"), "{said}");
-    let (code, said, _) = byok_health(&["--json", "--url", &server.base], "not an address").await;
-    let answer: Value = serde_json::from_str(&said).unwrap();
+    let (code, report, _) = byok_health(&[], &everywhere).await;
+    assert!(
+        code == Some(0) && report.starts_with("OK, ") && report.ends_with(" migrations applied"),
+        "{report}"
+    );
+    let (code, report, _) = byok_health(&["--json", "--url", &server.base], "not an address").await;
+    let answer: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((code, &answer["status"]), (Some(0), &json!("OK")), "the URL goes before BYOK_LISTEN");
     assert_eq!(byok_health(&[], "not an address").await.0, Some(3));
 
@@ -277,15 +280,15 @@ async fn the_command_line_asks_a_running_server() {
     let token_file = folder.path().join("token");
     std::fs::write(&token_file, server.jwt("admin", "a")).unwrap();
     let asking = ["--key", "--token-file", token_file.to_str().unwrap()];
-    let (code, said, _) = byok_health(&asking, &everywhere).await;
-    assert!(code == Some(0) && said.contains(&format!("key version {}/1", server.key.name)), "{said}");
+    let (code, report, _) = byok_health(&asking, &everywhere).await;
+    assert!(code == Some(0) && report.contains(&format!("key version {}/1", server.key.name)), "{report}");
     server.encrypt("p", "r").await;
     server.key.revoke_token().await;
     until(&server, "/byok/health", |status, _| status == 503).await;
-    let (code, said, complained) = byok_health(&["--key"], &everywhere).await;
-    assert!((code, said.as_str()) == (Some(1), "") && complained.contains("REVOKED"), "{complained}");
-    let (code, said, _) = byok_health(&["--key", "--json"], &everywhere).await;
-    assert!(code == Some(1) && said.contains("KMS_ACCESS_DENIED"), "{said}");
+    let (code, report, complained) = byok_health(&["--key"], &everywhere).await;
+    assert!((code, report.as_str()) == (Some(1), "") && complained.contains("REVOKED"), "{complained}");
+    let (code, report, _) = byok_health(&["--key", "--json"], &everywhere).await;
+    assert!(code == Some(1) && report.contains("KMS_ACCESS_DENIED"), "{report}");
     assert_eq!(byok_health(&[], &everywhere).await.0, Some(0), "the server itself is well");
 
     assert_eq!(server.stop().await, Some(0));

@@ -1,5 +1,5 @@
-//! Rows of DEKs that have no MAC are held against the log before they are sealed: what agrees, what is contradicted, and that
-//! nothing agrees with a log that is damaged.
+//! Rows of DEKs without a MAC are compared with the log before they are sealed: some agree, some
+//! are contradicted, and with a damaged log none agree.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::support::postgres::{execute, migrated};
 use crate::support::rows::{changes, dek, entries, tenant, wrapped};
 use crate::support::tiles::derive;
 
-/// A tenant's log, and what of it is in the database.
+/// A tenant's log, and its rows in the database.
 struct Log {
     store: Arc<dyn Database>,
     url: String,
@@ -39,15 +39,19 @@ impl Log {
         self.end += 1;
     }
 
-    /// The entry of a call that used a DEK for a record.
+    /// Appends the entry of a call that used a DEK for a record.
     async fn encrypted(&mut self, at: Timestamp, row: &DekRow) {
-        self.append(Entry { items: vec![item(row, &row.wrapped)], ..said(at, Operation::Encrypt, None) })
-            .await;
+        self.append(Entry {
+            items: vec![item(row, &row.wrapped)],
+            ..operator_entry(at, Operation::Encrypt, None)
+        })
+        .await;
     }
 
     async fn rotated(&mut self, row: &DekRow, to: &Wrapped) {
         let at = SystemClock.now();
-        self.append(Entry { items: vec![item(row, to)], ..said(at, Operation::Rotate, None) }).await;
+        self.append(Entry { items: vec![item(row, to)], ..operator_entry(at, Operation::Rotate, None) })
+            .await;
     }
 
     async fn add(&self, row: &DekRow) {
@@ -58,7 +62,7 @@ impl Log {
         hold_rows(&*self.store, &self.tenant, rows.to_vec()).await.unwrap()
     }
 
-    /// What of the log does not hold; then nothing agrees, and nothing is contradicted.
+    /// The damage found in the log; then no row agrees and none is contradicted.
     async fn damaged(&self, rows: &[DekRow]) -> Option<&'static str> {
         let held = self.hold(rows).await;
         assert_eq!((held.agreed.len(), held.contradicted.len()), (0, 0));
@@ -77,7 +81,7 @@ impl Log {
     }
 }
 
-fn said(at: Timestamp, operation: Operation, detail: Option<&str>) -> Entry {
+fn operator_entry(at: Timestamp, operation: Operation, detail: Option<&str>) -> Entry {
     Entry::of_operator(at, operation, None, detail.map(Into::into))
 }
 
@@ -91,7 +95,7 @@ fn item(row: &DekRow, wrapped: &Wrapped) -> Item {
     }
 }
 
-/// A DEK that was made at this moment.
+/// A DEK that was made at this time.
 fn dek_of(at: Timestamp, record: Option<&str>) -> DekRow {
     let seconds = u64::try_from(at.0 / 1_000_000).unwrap();
     let id = uuid::Uuid::new_v7(uuid::Timestamp::from_unix_time(seconds, 0, 0, 0));
@@ -135,7 +139,7 @@ async fn a_row_is_contradicted_that_was_edited_or_moved_or_planted() {
         assert_eq!(log.contradicts(&edited).await, finding);
         log.damage(&format!("DELETE FROM np_byok_wrapped_deks WHERE id = '{}'", edited.id)).await;
     }
-    // One that never had a record.
+    // A DEK that never had a record.
     let nameless = dek(None);
     log.encrypted(now, &nameless).await;
     let moved = DekRow { record_id: Some("a".into()), ..nameless };
@@ -144,7 +148,7 @@ async fn a_row_is_contradicted_that_was_edited_or_moved_or_planted() {
 }
 
 #[tokio::test]
-async fn a_row_that_changed_since_it_was_read_is_in_neither_list() {
+async fn a_row_that_changed_since_its_read_is_in_neither_list() {
     let mut log = Log::new().await;
     let (made, to) = (dek(Some("a")), wrapped(8, "2"));
     log.encrypted(SystemClock.now(), &made).await;
@@ -187,7 +191,7 @@ async fn nothing_agrees_with_a_log_that_was_changed() {
 }
 
 #[tokio::test]
-async fn after_pruning_a_row_needs_an_entry_if_younger_than_the_rest() {
+async fn after_pruning_only_rows_younger_than_the_rest_need_entries() {
     let mut log = Log::new().await;
     let old = dek_of(long_ago(), Some("a"));
     let stray = uuid::Uuid::new_v4();
@@ -196,18 +200,24 @@ async fn after_pruning_a_row_needs_an_entry_if_younger_than_the_rest() {
         log.encrypted(long_ago(), &old).await;
     }
     derive(&log.store).await;
-    log.append(said(SystemClock.now().minus(Duration::from_secs(2 * 86_400)), Operation::Hold, None)).await;
+    log.append(operator_entry(
+        SystemClock.now().minus(Duration::from_secs(2 * 86_400)),
+        Operation::Hold,
+        None,
+    ))
+    .await;
     for row in [&old, &young, &odd] {
         log.add(row).await;
     }
-    // All but one, whose clock was ahead.
+    // All entries but one, whose server's clock was ahead.
     log.damage("DELETE FROM np_byok_audit WHERE seq < 256 AND seq <> 100").await;
     let rows = [old.clone(), young, odd];
     assert_eq!(log.damaged(&rows).await, Some("unmarked-prune"), "no entry says that they were pruned");
 
-    log.append(said(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(0..100))))).await;
+    log.append(operator_entry(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(0..100))))).await;
     assert!(log.damaged(&rows).await.is_some(), "not all of them are named");
-    log.append(said(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(101..256))))).await;
+    log.append(operator_entry(SystemClock.now(), Operation::Prune, Some(&prune_detail(1, &(101..256)))))
+        .await;
     let held = log.hold(&rows).await;
     assert_eq!((held.agreed, held.damaged), (vec![old], None));
     let found: Vec<&str> = held.contradicted.iter().map(|(_, finding)| finding.name()).collect();

@@ -1,4 +1,4 @@
-//! The keys of an identity provider (`jwk_url`): not known yet, changed before their time, out of reach.
+//! The keys of an identity provider (`jwk_url`): not fetched yet, changed early, unreachable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::guarded::until;
 use crate::support::server::TestServer;
 use crate::support::stub::{self, Stub};
 
-/// A key of the provider's, by its number.
+/// The provider's key with this number.
 fn key(number: u8) -> Ed25519KeyPair {
     Ed25519KeyPair::from_seed_unchecked(&[number; 32]).unwrap()
 }
@@ -23,7 +23,7 @@ fn jwk(number: u8) -> Value {
     json!({ "kty": "OKP", "crv": "Ed25519", "kid": format!("key-{number}"), "x": x })
 }
 
-/// A token of the role `admin`, signed with that key.
+/// A token for the role `admin`, signed with that key.
 fn token(number: u8, kid: &str) -> String {
     let header = json!({ "alg": "EdDSA", "kid": kid }).to_string();
     let claims = json!({
@@ -38,7 +38,7 @@ fn token(number: u8, kid: &str) -> String {
     format!("{message}.{signature}")
 }
 
-/// A provider: `answer` gets the number of the request, from 0.
+/// An identity provider whose `answer` gets the number of the request, from 0.
 async fn provider(
     answer: impl Fn(usize) -> (u16, Value) + Send + Sync + 'static,
 ) -> (Stub, Arc<AtomicUsize>) {
@@ -92,7 +92,7 @@ async fn while_no_keys_are_known_jwts_get_503_and_not_ready() {
     until("it is ready", async || server.get("/readyz").await.status == 200).await;
     assert_eq!(status(&server, &good).await.0, 200);
 
-    // What is known outlives an outage.
+    // Fetched keys remain valid during an outage.
     up.store(0, Ordering::SeqCst);
     assert_eq!(status(&server, &good).await.0, 200);
     assert_eq!(server.get("/readyz").await.status, 200);
@@ -108,7 +108,7 @@ async fn a_new_key_counts_at_once_and_strangers_cause_few_fetches() {
     let server = TestServer::with(&[("HASURA_GRAPHQL_JWT_SECRET", &configured(&provider.address))]).await;
     until("the keys are there", async || server.get("/readyz").await.status == 200).await;
     assert!(server.logged().contains(r#"\"for-encryption\": its `use` is not `sig`"#), "{}", server.logged());
-    assert_eq!(requests.load(Ordering::SeqCst), 1, "an answer that says nothing of its age stays");
+    assert_eq!(requests.load(Ordering::SeqCst), 1, "an answer without an age remains valid");
     let began = Instant::now();
     assert_eq!(status(&server, &token(2, "key-2")).await.0, 200, "though nobody has fetched it yet");
     assert_eq!(requests.load(Ordering::SeqCst), 2);
@@ -139,7 +139,7 @@ async fn a_new_key_while_the_provider_is_down_gets_503() {
 }
 
 #[tokio::test]
-async fn doctor_says_how_many_keys_there_are_and_which_are_not_used() {
+async fn doctor_counts_the_keys_and_names_the_unused_ones() {
     let (provider, _) =
         provider(|_| (200, json!({ "keys": [jwk(1), { "kid": "old", "kty": "oct" }] }))).await;
     let server = TestServer::with(&[("HASURA_GRAPHQL_JWT_SECRET", &configured(&provider.address))]).await;

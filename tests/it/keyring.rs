@@ -1,4 +1,5 @@
-//! The DEK cache: bounded in time, one fetch for all callers that wait, and no call for a cached DEK.
+//! The DEK cache: entries expire, callers that wait share one fetch, and a cached DEK needs no
+//! call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ use byok::store::{Batch, Change, Commits as _, Database as _, DekReads as _, Dek
 
 use crate::support::tenancy::one_tenant;
 
-/// The local key, slow enough to be waited for, and counted.
+/// The local key, slowed down so that callers wait, with counted calls.
 struct Counted {
     key: LocalKey,
     unwraps: AtomicUsize,
@@ -65,12 +66,13 @@ struct Bench {
 }
 
 impl Bench {
-    /// With DEKs that are stored and not in memory, of a key version that is watched. What that cost is not counted.
+    /// A keyring with stored DEKs that are not in memory, of a watched key version. The calls of
+    /// the setup are not counted.
     async fn with(deks: usize, seconds: u64) -> Self {
         Self::bound(deks, seconds, RowMac::default()).await
     }
 
-    /// The same, with rows that are bound so.
+    /// The same, with this binding of rows.
     async fn bound(deks: usize, seconds: u64, row_mac: RowMac) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Sqlite::open(&folder.path().join("byok.db")).await.unwrap());
@@ -109,7 +111,8 @@ impl Bench {
             changes.push(Change::InsertDek(row));
         }
         store.commit(&batch(changes)).await.unwrap();
-        // A key version is tried, and watched from then on, at its first use; here that has been.
+        // A key version is probed at its first use and watched from then on; here that has already
+        // happened.
         assert!(keyring.by_record(&tenant, &[None], Timestamp(1)).await[0].is_ok());
         [&kms.unwraps, &kms.items, &kms.generated].iter().for_each(|count| count.store(0, Ordering::Relaxed));
         Self { keyring, kms, store, tenant, ids, _folder: folder }
@@ -134,7 +137,7 @@ async fn a_key_versions_first_use_makes_one_canary_and_later_none() {
 }
 
 #[tokio::test]
-async fn callers_that_want_the_same_deks_at_once_share_one_kms_call() {
+async fn concurrent_callers_of_the_same_deks_share_one_kms_call() {
     let bench = Bench::with(10, 300).await;
     let callers: Vec<_> = (0..20)
         .map(|_| {
@@ -209,7 +212,7 @@ async fn another_tenant_finds_nothing_under_the_same_id() {
 }
 
 #[tokio::test]
-async fn a_record_that_is_named_twice_in_one_call_gets_one_dek() {
+async fn a_record_named_twice_in_one_call_gets_one_dek() {
     let bench = Bench::with(0, 300).await;
     let records = [Some("new".into()), None, Some("new".into()), None];
     let deks: Vec<_> =
@@ -223,7 +226,8 @@ async fn a_record_that_is_named_twice_in_one_call_gets_one_dek() {
 async fn a_record_whose_dek_row_is_gone_gets_a_new_dek() {
     let bench = Bench::with(0, 1).await;
     let records = [Some("r".into())];
-    // Made and remembered as the record's, but never committed: as if its row had been lost.
+    // A DEK that was made and cached for the record but never committed, as if its row had been
+    // lost.
     let first = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
     bench.keyring.cache_committed(&bench.tenant, first.new_row.as_ref().unwrap(), &first.dek);
     bench.keyring.evict(bench.tenant.uid, [first.id]);
@@ -278,7 +282,7 @@ async fn an_edited_row_is_refused_before_the_kms_is_asked() {
 }
 
 #[tokio::test]
-async fn a_dek_in_memory_is_used_without_a_look_at_its_row() {
+async fn a_dek_in_memory_is_used_without_reading_its_row() {
     let bench = Bench::bound(1, 300, row_mac()).await;
     assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
     let mut row = bench.store.deks(bench.tenant.uid, &bench.ids).await.unwrap().remove(0);

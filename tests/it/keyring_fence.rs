@@ -1,5 +1,5 @@
-//! The kill switch, in one process: what replicas answer once a key was not shown to work, whatever the KMS, the database
-//! and the clocks do; and that a key that works is not refused.
+//! The kill switch in one process: which answers replicas give once a key was not shown to work,
+//! whatever the KMS, the database and the clocks do, and that a working key is not refused.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,16 +8,16 @@ use std::time::Duration;
 use byok::model::{ErrorCode, Posture};
 use byok::store::Sqlite;
 
-use crate::guarded::{House, Will, until};
+use crate::guarded::{Behaviour, Deployment, until};
 
 const UNAVAILABLE: Result<(), ErrorCode> = Err(ErrorCode::KmsUnavailable);
 const DENIED: Result<(), ErrorCode> = Err(ErrorCode::KmsAccessDenied);
 
-// What must not be answered.
+// Cases in which the answer must be a refusal.
 
 #[tokio::test]
 async fn an_answer_after_sleep_past_the_commit_is_withheld_and_recorded() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
     let clock = one.clock.clone();
@@ -28,8 +28,8 @@ async fn an_answer_after_sleep_past_the_commit_is_withheld_and_recorded() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_machine_that_slept_after_the_commit_is_withheld() {
-    let one = House::new().await.replica().await;
+async fn a_token_is_withheld_if_the_machine_slept_after_the_commit() {
+    let one = Deployment::new().await.replica().await;
     let clock = one.clock.clone();
     one.encrypt("warm").await.unwrap();
     *one.store.then.lock().unwrap() = Some(Box::new(move || clock.sleep(10_000)));
@@ -39,7 +39,7 @@ async fn a_token_of_a_machine_that_slept_after_the_commit_is_withheld() {
 
 #[tokio::test]
 async fn a_withheld_answer_that_cannot_be_recorded_says_so() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     let (clock, store) = (one.clock.clone(), one.store.clone());
     *one.store.then.lock().unwrap() = Some(Box::new(move || {
@@ -50,40 +50,42 @@ async fn a_withheld_answer_that_cannot_be_recorded_says_so() {
 }
 
 #[tokio::test]
-async fn a_hot_dek_is_refused_after_the_bound_by_no_or_silence() {
-    for (will, refused) in [(Will::Refuse, DENIED), (Will::Fail, UNAVAILABLE), (Will::Hang, UNAVAILABLE)] {
-        let one = House::new().await.replica().await;
+async fn a_hot_dek_is_refused_after_the_bound_without_a_proof() {
+    for (behaviour, refused) in
+        [(Behaviour::Refuse, DENIED), (Behaviour::Fail, UNAVAILABLE), (Behaviour::Hang, UNAVAILABLE)]
+    {
+        let one = Deployment::new().await.replica().await;
         let token = one.encrypt("r").await.unwrap();
-        one.kms.will(will);
-        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the proof still stands");
+        one.kms.set_behaviour(behaviour);
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the proof is still valid");
         one.clock.sleep(3_200);
-        // Nobody probes beside the calls.
+        // No prober runs beside the calls.
         assert_eq!(one.decrypt(&token, "r").await, refused);
     }
 }
 
 #[tokio::test]
 async fn a_hot_dek_leaves_memory_when_its_key_is_not_proven() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
-    one.kms.will(Will::Fail);
+    one.kms.set_behaviour(Behaviour::Fail);
     one.clock.sleep(3_200);
     assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
     assert!(!one.keyring.are_cached(one.tenant.uid, &[dek_id(&token)]));
-    one.kms.will(Will::Work);
+    one.kms.set_behaviour(Behaviour::Work);
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
 }
 
 #[tokio::test]
 async fn the_prober_drops_what_is_not_proven_though_the_database_hangs() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
     one.watch();
     tokio::time::sleep(Duration::from_millis(100)).await;
     one.store.hangs.store(true, Ordering::SeqCst);
-    // So that a look is under way, and waits for the database.
+    // Long enough for the prober to be waiting for the database.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let ids = [dek_id(&token)];
     assert!(one.keyring.are_cached(one.tenant.uid, &ids));
@@ -93,34 +95,34 @@ async fn the_prober_drops_what_is_not_proven_though_the_database_hangs() {
 
 #[tokio::test]
 async fn a_database_whose_clock_is_set_back_makes_no_proof_younger() {
-    let house = House::new().await;
-    let one = house.replica().await;
+    let deployment = Deployment::new().await;
+    let one = deployment.replica().await;
     let token = one.encrypt("r").await.unwrap();
-    one.kms.will(Will::Hang);
-    house.ahead.store(-2_000, Ordering::SeqCst);
+    one.kms.set_behaviour(Behaviour::Hang);
+    deployment.ahead.store(-2_000, Ordering::SeqCst);
     one.clock.sleep(2_000);
-    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE, "a proof from the future is none");
-    house.ahead.store(-3_500, Ordering::SeqCst);
+    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE, "a proof from the future does not count");
+    deployment.ahead.store(-3_500, Ordering::SeqCst);
     one.clock.sleep(1_500);
     assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
 }
 
 #[tokio::test]
 async fn what_another_replica_finds_revoked_is_refused_here_and_dropped() {
-    let house = House::new().await;
-    let (one, two) = (house.replica().await, house.replica().await);
+    let deployment = Deployment::new().await;
+    let (one, two) = (deployment.replica().await, deployment.replica().await);
     one.watch();
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
-    // Only the other one is told no.
-    two.kms.will(Will::Refuse);
+    // The KMS refuses only the other replica.
+    two.kms.set_behaviour(Behaviour::Refuse);
     assert_eq!(two.decrypt("byok:v1:none", "r").await, Err(ErrorCode::TokenMalformed));
     two.watch();
     let ids = [dek_id(&token)];
     until("the posture is revoked", async || {
         one.posture().await == Posture::Revoked || {
-            // Replicas share the probes: whichever is asked first.
-            one.kms.will(Will::Refuse);
+            // Replicas share the probes, so either may send the next one.
+            one.kms.set_behaviour(Behaviour::Refuse);
             false
         }
     })
@@ -132,18 +134,18 @@ async fn what_another_replica_finds_revoked_is_refused_here_and_dropped() {
 
 #[tokio::test]
 async fn no_token_is_made_under_a_key_that_does_not_unwrap() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     one.encrypt("warm").await.unwrap();
     one.make_idle("1").await;
-    *one.kms.unwraps_will.lock().unwrap() = Will::Refuse;
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Refuse;
     assert_eq!(one.encrypt("r").await, Err(ErrorCode::KmsAccessDenied));
 }
 
-// What must be answered.
+// Cases in which the answer must not be a refusal.
 
 #[tokio::test]
 async fn a_hot_decrypt_makes_no_call_but_the_one_commit() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
     let (commits, reads, calls) =
@@ -158,7 +160,7 @@ async fn a_hot_decrypt_makes_no_call_but_the_one_commit() {
 
 #[tokio::test]
 async fn a_new_version_is_used_though_the_one_before_was_destroyed() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     one.kms.key.rotate().unwrap();
     one.kms.destroyed.lock().unwrap().insert("1".to_owned());
@@ -170,9 +172,9 @@ async fn a_new_version_is_used_though_the_one_before_was_destroyed() {
 
 #[tokio::test]
 async fn a_key_that_is_off_is_probed_alike_however_many_call() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(3_200);
     assert_eq!(one.decrypt(&token, "r").await, DENIED);
     let calls = one.kms.calls();
@@ -187,29 +189,29 @@ async fn a_key_that_is_off_is_probed_alike_however_many_call() {
 
 #[tokio::test]
 async fn after_a_database_was_restored_the_key_follows_its_rows() {
-    let house = House::new().await;
-    let one = house.replica().await;
+    let deployment = Deployment::new().await;
+    let one = deployment.replica().await;
     let token = one.encrypt("r").await.unwrap();
-    // As after a restore from a backup: the same, and nothing of what came after.
-    let backup = house.folder.path().join("backup.db");
-    let original = format!("sqlite://{}/byok.db", house.folder.path().display());
+    // As after a restore from a backup: the same database, without what came after.
+    let backup = deployment.folder.path().join("backup.db");
+    let original = format!("sqlite://{}/byok.db", deployment.folder.path().display());
     let original = sqlx::SqlitePool::connect(&original).await.unwrap();
     let into = sqlx::AssertSqlSafe(format!("VACUUM INTO '{}'", backup.display()));
     sqlx::raw_sql(into).execute(&original).await.unwrap();
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(3_200);
     assert_eq!(one.decrypt(&token, "r").await, DENIED);
-    one.kms.will(Will::Work);
+    one.kms.set_behaviour(Behaviour::Work);
     until("it is back", async || one.decrypt(&token, "r").await.is_ok()).await;
-    *house.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
+    *deployment.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
     let _ = one.decrypt(&token, "r").await;
     until("it is used again", async || one.decrypt(&token, "r").await.is_ok()).await;
 }
 
 #[tokio::test]
 async fn a_kms_slower_than_half_of_the_bound_is_not_refused() {
-    let house = House::new().await;
-    let one = house.replica_with(0).await;
+    let deployment = Deployment::new().await;
+    let one = deployment.replica_with(0).await;
     let token = one.encrypt("r").await.unwrap();
     one.make_idle("1").await;
     *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), 1_800));
@@ -218,10 +220,10 @@ async fn a_kms_slower_than_half_of_the_bound_is_not_refused() {
 
 #[tokio::test]
 async fn a_caller_that_hangs_up_does_not_stop_a_shared_probe() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     one.clock.sleep(3_200);
-    one.kms.will(Will::Dawdle(400));
+    one.kms.set_behaviour(Behaviour::Dawdle(400));
     let hasty = one.decrypt(&token, "r");
     assert!(tokio::time::timeout(Duration::from_millis(200), hasty).await.is_err());
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
@@ -230,21 +232,21 @@ async fn a_caller_that_hangs_up_does_not_stop_a_shared_probe() {
 #[tokio::test]
 async fn a_database_whose_clock_is_set_is_no_reason_to_refuse() {
     for ahead in [-5_000, 5_000, -3_600_000, 3_600_000] {
-        let house = House::new().await;
-        let one = house.replica().await;
+        let deployment = Deployment::new().await;
+        let one = deployment.replica().await;
         let token = one.encrypt("r").await.unwrap();
         assert_eq!(one.decrypt(&token, "r").await, Ok(()));
-        house.ahead.store(ahead, Ordering::SeqCst);
+        deployment.ahead.store(ahead, Ordering::SeqCst);
         assert_eq!(one.decrypt(&token, "r").await, Ok(()), "{ahead}");
     }
 }
 
 #[tokio::test]
 async fn a_thousand_calls_after_a_sleep_wait_for_one_probe() {
-    let one = Arc::new(House::new().await.replica().await);
+    let one = Arc::new(Deployment::new().await.replica().await);
     let token: Arc<str> = one.encrypt("r").await.unwrap().into();
     one.clock.sleep(3_200);
-    one.kms.will(Will::Dawdle(300));
+    one.kms.set_behaviour(Behaviour::Dawdle(300));
     let (reads, unwraps) = (one.store.reads.load(Ordering::SeqCst), one.kms.unwraps.load(Ordering::SeqCst));
     let calls = (0..1_000).map(|_| {
         let (one, token) = (one.clone(), token.clone());
@@ -260,15 +262,15 @@ async fn a_thousand_calls_after_a_sleep_wait_for_one_probe() {
 
 #[tokio::test]
 async fn a_replica_waits_for_the_probe_that_another_one_makes() {
-    let house = House::new().await;
-    let (one, two) = (house.replica().await, house.replica().await);
+    let deployment = Deployment::new().await;
+    let (one, two) = (deployment.replica().await, deployment.replica().await);
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
     for replica in [&one, &two] {
-        replica.kms.will(Will::Dawdle(500));
+        replica.kms.set_behaviour(Behaviour::Dawdle(500));
         replica.clock.sleep(3_200);
     }
-    house.ahead.store(3_200, Ordering::SeqCst);
+    deployment.ahead.store(3_200, Ordering::SeqCst);
     let first = one.decrypt(&token, "r");
     let second = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -278,10 +280,10 @@ async fn a_replica_waits_for_the_probe_that_another_one_makes() {
 }
 
 #[tokio::test]
-async fn callers_of_an_unknown_version_do_not_wait_for_each_others_failures() {
-    let one = Arc::new(House::new().await.replica().await);
-    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
-    *one.kms.generates_will.lock().unwrap() = Will::Dawdle(100);
+async fn callers_of_an_unknown_version_do_not_await_each_others_failures() {
+    let one = Arc::new(Deployment::new().await.replica().await);
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Fail;
+    *one.kms.on_generate.lock().unwrap() = Behaviour::Dawdle(100);
     let calls = (0..100).map(|n| {
         let one = one.clone();
         tokio::spawn(async move { one.encrypt(&format!("r-{n}")).await })
@@ -290,22 +292,25 @@ async fn callers_of_an_unknown_version_do_not_wait_for_each_others_failures() {
         assert_eq!(call.unwrap(), Err(ErrorCode::KmsUnavailable));
     }
     let tries = one.kms.unwraps.load(Ordering::SeqCst);
-    assert!(tries < 10, "{tries} tries, one after the other");
+    assert!(tries < 10, "{tries} attempts in sequence");
 }
 
 #[tokio::test]
 async fn one_replicas_outage_is_not_the_tenants() {
-    let house = House::new().await;
-    // Two lost probes in a row are no outage either, on a machine that has other things to do.
-    let (one, two) = (house.replica_patient(300, 9).await, house.replica_patient(300, 9).await);
+    let deployment = Deployment::new().await;
+    // Two lost probes in a row are not an outage either. The long timeout is for a busy machine.
+    let (one, two) = (
+        deployment.replica_with_probe_timeout(300, 9).await,
+        deployment.replica_with_probe_timeout(300, 9).await,
+    );
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
     one.watch();
     two.watch();
-    one.kms.will(Will::Hang);
+    one.kms.set_behaviour(Behaviour::Hang);
     for _ in 0..40 {
         assert_eq!(two.decrypt(&token, "r").await, Ok(()));
-        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "what it holds is proven by the other one");
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "its DEKs are proven by the other replica");
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     assert_eq!(one.proof("1").await.epoch, 0);
@@ -313,14 +318,14 @@ async fn one_replicas_outage_is_not_the_tenants() {
 
 #[tokio::test]
 async fn a_key_that_comes_back_is_used_again_without_a_restart() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     one.watch();
     let token = one.encrypt("r").await.unwrap();
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     until("refused", async || one.decrypt(&token, "r").await == DENIED).await;
-    one.kms.will(Will::Work);
+    one.kms.set_behaviour(Behaviour::Work);
     until("back", async || one.decrypt(&token, "r").await.is_ok()).await;
-    one.watch_no_more();
+    one.stop_watching();
     assert_eq!(one.proof("1").await.epoch, 2, "once there and once back");
 }
 

@@ -1,4 +1,5 @@
-//! The kill switch: past its bound nothing is answered that the key protects, on no path; and it serves again by itself.
+//! The kill switch: once the bound has passed, no path returns anything that the key protects, and
+//! the service resumes by itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ async fn what_is_hot_is_dark_in_time_and_returns_by_itself() {
         assert!(answers.past(off + A).all(|seen| seen.status == 403));
     }
     assert_eq!(incidents(&database).await, pairs(&[("active", "revoked")]));
-    // From here on nobody calls.
+    // Nobody calls from here on.
     switch.on().await;
     all_active(&database).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -49,12 +50,12 @@ async fn what_is_hot_is_dark_in_time_and_returns_by_itself() {
     let entries = server.get("/byok/audit?operation=incident").await.body["entries"].clone();
     let outcomes: Vec<&Value> = entries.as_array().unwrap().iter().map(|entry| &entry["outcome"]).collect();
     assert_eq!(outcomes.len(), 2, "{entries}");
-    let said = |message: &str| server.logged().matches(message).count();
-    assert_eq!(said("a key was turned off: what it protects cannot be read"), 1);
-    assert_eq!(said("a key may be used again"), 1);
+    let times_logged = |message: &str| server.logged().matches(message).count();
+    assert_eq!(times_logged("a key was turned off: what it protects cannot be read"), 1);
+    assert_eq!(times_logged("a key may be used again"), 1);
 }
 
-/// Each of these ways to turn a key off, with a hot record.
+/// Asserts that this way to turn a key off stops decrypts of a record in memory.
 async fn goes_dark(turn_off: impl AsyncFnOnce(&VaultKey), code: &str) {
     let server = TestServer::start().await;
     let token = server.encrypt("hot-record", "hot-record").await;
@@ -84,7 +85,8 @@ fn graphql(query: &str, variables: Value) -> (&'static str, Value) {
     ("/graphql", json!({ "query": query, "variables": variables }))
 }
 
-/// One caller on each path that answers. `hot` are records that are in memory, `cold` such that are not.
+/// One caller on each path that returns data. `hot` are records in memory, `cold` are records that
+/// are not.
 fn on_every_path(server: &TestServer, hot: &[(String, String)], cold: &[(String, String)]) -> Vec<Caller> {
     let (record, token) = hot[0].clone();
     let both: Vec<Value> =
@@ -185,7 +187,7 @@ fn on_every_path(server: &TestServer, hot: &[(String, String)], cold: &[(String,
     ]
 }
 
-/// What encrypt has acknowledged: record, token and plaintext.
+/// The acknowledged encrypts: record, token and plaintext.
 fn acknowledged(answers: &Answers, known: &str) -> Vec<(String, String, String)> {
     let kind = match answers.what.as_str() {
         "encrypt for a known record" => "known",
@@ -213,7 +215,7 @@ async fn every_path(cache_seconds: &str) {
     let names = |kind: &str, count: usize| -> Vec<String> {
         (0..count).map(|n| format!("secret-{kind}-{n}")).collect()
     };
-    // Made by another process, so that they are cold in this one.
+    // The cold records are made by another process.
     let (hot, cold) = {
         let writer = server.replica().await;
         let made = async |records: Vec<String>| -> Vec<(String, String)> {
@@ -240,7 +242,7 @@ async fn every_path(cache_seconds: &str) {
     assert!(kept.len() > 10);
     eventually("health says so", async || server.get("/byok/health").await.body["status"] == "REVOKED").await;
     assert_eq!(server.get("/ready").await.status, 200, "a revoked tenant does not make the server unready");
-    // Nothing but this key was ever asked for, and only for what we do with it.
+    // The server asked for this key only, and only for the operations that it needs.
     let asked: Vec<String> = relay.state.counts.lock().unwrap().keys().cloned().collect();
     for path in asked.iter().filter(|path| path.contains("/transit/")) {
         assert!(path.ends_with(&format!("/{}", server.key.name)), "{path}");
@@ -302,11 +304,12 @@ async fn a_version_turned_off_alone_is_dark_alone_without_any_fallback() {
     }
     let answers = on_new.end().await;
     for seen in &answers.seen {
-        assert!(seen.secret, "the new version goes on: {} {}", seen.status, seen.body);
+        assert!(seen.secret, "the new version continues: {} {}", seen.status, seen.body);
     }
     let is = postures(&database).await;
     assert_eq!((is[0].1.as_str(), is[1].1.as_str()), ("revoked", "active"), "{is:?}");
-    // What was wrapped under the old version was asked of the old version, and is wrapped under it still.
+    // What the old version wrapped was unwrapped under the old version, and is still wrapped under
+    // it.
     assert!(relay.state.counts.lock().unwrap().keys().all(|path| !path.contains("/rewrap/")));
     let rows: Vec<(String, String)> =
         sqlx::query_as("SELECT record_id, key_version FROM np_byok_wrapped_deks ORDER BY record_id")
@@ -334,7 +337,7 @@ async fn an_answer_whose_commit_waited_past_the_bound_is_withheld() {
                 tokio::spawn(async move { server.decrypt(&token, "hot-record").await })
             })
             .collect();
-        // They are hot, so they wait for their commit by now.
+        // The records are in memory, so the calls are waiting for their commits by now.
         tokio::time::sleep(Duration::from_millis(500)).await;
         if turned_off {
             switch.off().await;
@@ -343,10 +346,11 @@ async fn an_answer_whose_commit_waited_past_the_bound_is_withheld() {
         head.rollback().await.unwrap();
         for call in calls {
             let answer = call.await.unwrap();
-            match turned_off {
-                true => assert!([403, 503].contains(&answer.status.as_u16()), "{}", answer.body),
-                // That a commit is slow is no reason while the key is shown to work.
-                false => assert_eq!(answer.body["plaintext"], "hot-record", "{}", answer.body),
+            if turned_off {
+                assert!([403, 503].contains(&answer.status.as_u16()), "{}", answer.body);
+            } else {
+                // A slow commit is no reason to refuse while the key is shown to work.
+                assert_eq!(answer.body["plaintext"], "hot-record", "{}", answer.body);
             }
         }
     }
@@ -354,7 +358,7 @@ async fn an_answer_whose_commit_waited_past_the_bound_is_withheld() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_whose_commit_is_heard_of_past_the_bound_is_withheld() {
+async fn an_answer_whose_commit_is_confirmed_after_the_bound_is_withheld() {
     let database_url = create_database(&needed("DATABASE_URL")).await;
     let (server_part, name) = database_url.rsplit_once('/').unwrap();
     let (user, address) = server_part.rsplit_once('@').unwrap();
@@ -412,9 +416,10 @@ async fn a_rotation_stalls_in_the_dark_and_goes_on_after() {
     relay.state.slow.store(0, std::sync::atomic::Ordering::Relaxed);
     let in_the_dark = moved().await;
     assert!(in_the_dark < kept.len() as i64, "it was not done before the key was turned off");
-    eventually("it says why", async || server.get(&job).await.body["stalled"] == "KMS_ACCESS_DENIED").await;
+    eventually("it has a reason", async || server.get(&job).await.body["stalled"] == "KMS_ACCESS_DENIED")
+        .await;
     assert!(off.elapsed() > A);
-    assert_eq!(moved().await, in_the_dark, "nothing moves in the dark");
+    assert_eq!(moved().await, in_the_dark, "nothing is rotated while the key is off");
     switch.on().await;
     eventually("it is done", async || server.get(&job).await.body["state"] == "DONE").await;
     let done = server.get(&job).await.body;

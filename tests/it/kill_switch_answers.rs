@@ -1,4 +1,5 @@
-//! The kill switch and answers that take long to leave: other fields of a document that are slow, clients that read slowly.
+//! The kill switch and answers that take long to send: documents with other slow fields, and
+//! clients that read slowly.
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,11 @@ use crate::support::shared_vault::VaultKey;
 use crate::support::switch::{A, Switch, eventually};
 use crate::support::toxics::{Fault, Way};
 
-/// What a replica allows for its own clock and a thread's turn, and this test for a busy machine.
+/// The allowance of a replica for its own clock and for scheduling a thread, and of this test for a
+/// busy machine.
 const SLACK: Duration = Duration::from_millis(1_100);
-/// What docs/kill-switch.md states of the kernel's buffer, and what the client's own kernel holds in these tests.
+/// The kernel's buffer as docs/kill-switch.md states it, and the client's own kernel buffer in
+/// these tests.
 const IN_FLIGHT: usize = (192 + 64) << 10;
 
 /// The entries of one request, oldest first.
@@ -27,7 +30,8 @@ async fn entries(server: &TestServer, request_id: &str) -> Vec<Value> {
     page.as_array().unwrap().iter().rev().filter(|entry| entry["request_id"] == request_id).cloned().collect()
 }
 
-/// A whole answer that was withheld: one error, and no data.
+/// Asserts that an answer was withheld whole: it has one error, with one of these codes, and no
+/// data.
 fn is_withheld(answer: &Value, codes: &[&str]) -> String {
     assert!(!answer.to_string().contains("hot-plaintext"), "{answer}");
     assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
@@ -59,7 +63,7 @@ async fn a_plaintext_before_many_slow_fields_is_withheld_with_the_answer() {
         sqlx::query_scalar("SELECT count(*) FROM np_byok_audit").fetch_one(&database).await.unwrap()
     };
     let before = count().await;
-    // Each field needs a commit, so that all of them take longer than the bound.
+    // Each field needs a commit, so together they take longer than the bound.
     way.delay(Duration::from_millis(60)).await;
     let jwt = server.jwt("admin", "a");
     let answering = server.graphql(&jwt, &query, Value::Null);
@@ -101,7 +105,7 @@ async fn a_plaintext_beside_a_health_check_that_hangs_is_withheld() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_the_servers_stop_takes_away_is_recorded_as_refused() {
+async fn an_answer_lost_to_the_servers_stop_is_recorded_as_refused() {
     let key = VaultKey::create().await;
     let (way, address) = Way::to_url(&key.address).await;
     let settings = [("BYOK_VAULT_ADDR", address.as_str()), ("BYOK_DRAIN_SECONDS", "0")];
@@ -130,9 +134,9 @@ async fn an_answer_that_the_servers_stop_takes_away_is_recorded_as_refused() {
     assert_eq!(reveals().await, ["OK", "UNAVAILABLE"]);
 }
 
-/// What came of a large answer, and when.
+/// The part of a large answer that arrived, with times.
 struct Taken {
-    /// When each piece came, and how long it was.
+    /// The time and length of each piece.
     pieces: Vec<(Instant, usize)>,
     whole: bool,
 }
@@ -142,16 +146,17 @@ impl Taken {
         self.pieces.iter().map(|(_, length)| length).sum()
     }
 
-    /// No more came past the bound than what was on its way, and the answer is not whole.
+    /// Asserts that only what was in flight arrived after the bound, and that the answer is
+    /// incomplete.
     fn ended_in_time(&self, off: Instant) {
         let late = self.pieces.iter().filter(|(at, _)| *at > off + A + SLACK);
         let late: usize = late.map(|(_, length)| length).sum();
-        assert!(late <= IN_FLIGHT, "{late} bytes came past the bound");
+        assert!(late <= IN_FLIGHT, "{late} bytes came after the bound");
         assert!(!self.whole && self.bytes() < 10_000_000, "{} bytes came", self.bytes());
     }
 }
 
-/// 64 KiB a second.
+/// Reads of this size give 64 KiB a second.
 const READ: usize = 16 << 10;
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -245,6 +250,6 @@ async fn a_large_answer_to_a_slow_reader_ends_at_the_bound() {
     );
     http1.ended_in_time(off);
     http2.ended_in_time(off);
-    let said = "an answer was broken off: the key was not shown to work any more while it left";
-    assert_eq!(server.logged().matches(said).count(), 2);
+    let message = "an answer was broken off: the key was not shown to work any more while it left";
+    assert_eq!(server.logged().matches(message).count(), 2);
 }

@@ -1,5 +1,5 @@
-//! After a revocation no plain DEK lies in the memory of the process: not in the cache, not in a buffer, not in what was
-//! freed.
+//! After a revocation the process has no plain DEK in memory: not in the cache, not in a buffer,
+//! and not in freed memory.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use crate::support::memory::{Place, search};
+use crate::support::memory::{Occurrence, search};
 use crate::support::needed;
 use crate::support::pki::Authority;
 use crate::support::relay::Relay;
@@ -15,7 +15,7 @@ use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 use crate::support::switch::{Caller, Switch, encrypt_all, eventually, incidents};
 
-/// The DEKs that went over the wire so far: as bytes, and as the text that they are sent as.
+/// The DEKs that were sent over the network so far, as bytes and in their encoded form.
 fn deks(relay: &Relay) -> Vec<Vec<u8>> {
     let mut texts = relay.strings_under(&["plaintext"]);
     texts.sort_unstable();
@@ -25,14 +25,19 @@ fn deks(relay: &Relay) -> Vec<Vec<u8>> {
     bytes.into_iter().chain(texts.into_iter().map(String::into_bytes)).collect()
 }
 
-fn shown(places: &[Place], of: usize) -> String {
-    let bytes = places.iter().filter(|place| place.which < of / 2).count();
-    let mut which: Vec<usize> = places.iter().map(|place| place.which).collect();
+fn summary(occurrences: &[Occurrence], of: usize) -> String {
+    let bytes = occurrences.iter().filter(|found| found.which < of / 2).count();
+    let mut which: Vec<usize> = occurrences.iter().map(|found| found.which).collect();
     which.sort_unstable();
     which.dedup();
     let some: Vec<String> =
-        places.iter().take(3).map(|place| format!("{} {}", place.mapping, place.around)).collect();
-    format!("{} places of {} DEKs, {bytes} of them as bytes:\n{}", places.len(), which.len(), some.join("\n"))
+        occurrences.iter().take(3).map(|found| format!("{} {}", found.mapping, found.around)).collect();
+    format!(
+        "{} occurrences of {} DEKs, {bytes} of them as bytes:\n{}",
+        occurrences.len(),
+        which.len(),
+        some.join("\n")
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,7 +66,8 @@ async fn none_is_left(key: VaultKey, relay: Relay, authority: Option<&Authority>
         let pid = server.pid();
         tokio::task::spawn_blocking(move || search(pid, &wanted)).await.unwrap()
     };
-    // Made here, and read here that were made elsewhere: one by one, many at once, and many callers at a time.
+    // DEKs made here, and DEKs made elsewhere and unwrapped here: one by one, in batches, and by
+    // concurrent callers.
     let records: Vec<String> = (0..200).map(|n| format!("record-{n}")).collect();
     let tokens = encrypt_all(&server, &records).await;
     let elsewhere: Vec<String> = (0..200).map(|n| format!("elsewhere-{n}")).collect();
@@ -86,15 +92,15 @@ async fn none_is_left(key: VaultKey, relay: Relay, authority: Option<&Authority>
     }
     let wanted = deks(&relay);
     assert!(wanted.len() >= 800, "{}", wanted.len());
-    // What must be there is found: so a DEK would be.
+    // The search finds what must be in memory, so it would find a DEK.
     let must: Vec<Vec<u8>> = vec![b"BYOK_VAULT_TRANSIT_KEY".to_vec(), server.key.name.clone().into_bytes()];
     let seen = search_for(must).await;
-    assert!(seen.iter().any(|place| place.which == 0) && seen.iter().any(|place| place.which == 1));
-    // In a cache that is full every DEK is sealed. The text of the last ones to come, the canary's among them, lies in
-    // the buffers of open connections.
+    assert!(seen.iter().any(|found| found.which == 0) && seen.iter().any(|found| found.which == 1));
+    // In a full cache every DEK is sealed. The encoded forms of the most recent ones, including the
+    // canary's, are in the buffers of open connections.
     let hot = search_for(wanted.clone()).await;
-    println!("hot and idle: {}", shown(&hot, wanted.len()));
-    assert!(hot.iter().all(|place| place.which >= wanted.len() / 2), "{}", shown(&hot, wanted.len()));
+    println!("hot and idle: {}", summary(&hot, wanted.len()));
+    assert!(hot.iter().all(|found| found.which >= wanted.len() / 2), "{}", summary(&hot, wanted.len()));
 
     switch.off().await;
     eventually("it is revoked", async || !incidents(&database).await.is_empty()).await;
@@ -102,5 +108,5 @@ async fn none_is_left(key: VaultKey, relay: Relay, authority: Option<&Authority>
     tokio::time::sleep(Duration::from_secs(1)).await;
     let wanted = deks(&relay);
     let left = search_for(wanted.clone()).await;
-    assert!(left.is_empty(), "after the revocation: {}", shown(&left, wanted.len()));
+    assert!(left.is_empty(), "after the revocation: {}", summary(&left, wanted.len()));
 }

@@ -1,5 +1,5 @@
-//! The kill switch among replicas: processes on one database and one key, of which some are cut off, stopped, or behind
-//! PgBouncer; under clocks that jump. And what the prober costs.
+//! The kill switch with several replicas: processes on one database and one key, some of them cut
+//! off, stopped, or behind PgBouncer, under clocks that jump. And the cost of the prober.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::support::switch::{
 };
 use crate::support::toxics::{Fault, Way};
 
-/// One database and one key for all.
+/// One database and one key for all replicas.
 struct Deployment {
     key: VaultKey,
     database_url: String,
@@ -32,14 +32,14 @@ impl Deployment {
         TestServer::on(self.key.clone(), self.database_url.clone(), more).await
     }
 
-    /// One with a way of its own to the KMS.
+    /// A replica with its own route to the KMS.
     async fn by_way_to_kms(&self, more: &[(&str, &str)]) -> (TestServer, Way) {
         let (way, url) = Way::to_url(&self.key.address).await;
         let variables = [more, &[("BYOK_VAULT_ADDR", &url)]].concat();
         (self.replica(&variables).await, way)
     }
 
-    /// One with a way of its own to the database.
+    /// A replica with its own route to the database.
     async fn by_way_to_database(&self) -> (TestServer, Way) {
         let (server, name) = self.database_url.rsplit_once('/').unwrap();
         let (user, address) = server.rsplit_once('@').unwrap();
@@ -57,7 +57,8 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(was, is)| ((*was).to_owned(), (*is).to_owned())).collect()
 }
 
-/// A revocation that replicas cannot see: one without the database, one without the KMS, one stopped, one behind PgBouncer.
+/// A revocation that four replicas cannot see: one without the database, one without the KMS, one
+/// stopped, one behind PgBouncer.
 async fn none_answers_past_the_bound(fault: Fault) {
     let deployment = Deployment::new().await;
     let well = deployment.replica(&[]).await;
@@ -77,7 +78,7 @@ async fn none_answers_past_the_bound(fault: Fault) {
     }
     assert_eq!(stopped.decrypt(&token, "hot-record").await.status, 200);
     signal(&stopped, Signal::STOP);
-    // What is sent into its socket from here on is read when it continues.
+    // Requests that wait in the stopped replica's socket until it continues.
     let waiting: Vec<_> = (0..5)
         .map(|_| {
             let (stopped, token) = (stopped.clone(), token.clone());
@@ -111,12 +112,13 @@ async fn none_answers_past_the_bound(fault: Fault) {
     }
     assert_eq!(incidents(&database).await, pairs(&[("active", "revoked"), ("revoked", "active")]));
     let all = [&well, &no_database, &no_kms, &*stopped, &bounced];
-    let said: usize = all.iter().map(|server| server.logged().matches("a key was turned off").count()).sum();
-    assert_eq!(said, 1, "who turned it says so, and nobody else");
+    let times_logged: usize =
+        all.iter().map(|server| server.logged().matches("a key was turned off").count()).sum();
+    assert_eq!(times_logged, 1, "only the replica that changed the posture logs it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_replica_answers_past_the_bound_whatever_it_is_cut_off_from() {
+async fn no_replica_answers_past_the_bound_whatever_it_cannot_reach() {
     none_answers_past_the_bound(Fault::Cut).await;
 }
 
@@ -125,11 +127,12 @@ async fn no_replica_answers_past_the_bound_whatever_hangs() {
     none_answers_past_the_bound(Fault::Hung).await;
 }
 
-/// The key is well, and one replica cannot see it.
+/// Asserts that one replica's outage is not everyone's: the key works, and one replica cannot reach
+/// it.
 async fn one_sees_an_outage(fault: Fault) {
     let deployment = Deployment::new().await;
-    // A busy machine must not look like a second replica's doubt, nor like a proof that expired: a proof counts for
-    // seven seconds here.
+    // A busy machine must look neither like a second replica's outage nor like an expired proof, so
+    // a proof is valid for seven seconds here.
     let patient = [("BYOK_KEY_PROBE_TIMEOUT_MS", "6000")];
     let one = deployment.replica(&patient).await;
     let other = deployment.replica(&patient).await;
@@ -143,7 +146,7 @@ async fn one_sees_an_outage(fault: Fault) {
     }
     to_kms.spoil(fault).await;
     let began = Instant::now();
-    // Longer than the last proof from before counts.
+    // Longer than the last earlier proof is valid.
     while began.elapsed() < Duration::from_secs(9) {
         let cold = cut_off.decrypt(&tokens[1], "cold-record").await;
         assert_eq!(
@@ -158,13 +161,13 @@ async fn one_sees_an_outage(fault: Fault) {
     for caller in callers {
         let answers = caller.end().await;
         for seen in &answers.seen {
-            assert!(seen.secret, "{} goes on: {} {}", answers.what, seen.status, seen.body);
+            assert!(seen.secret, "{} continues: {} {}", answers.what, seen.status, seen.body);
         }
     }
     assert_eq!(incidents(&database).await, []);
     to_kms.mend(fault).await;
     let served = async || cut_off.decrypt(&tokens[1], "cold-record").await.status == 200;
-    eventually("what is cold is served again", served).await;
+    eventually("cold records are served again", served).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,7 +181,7 @@ async fn a_kms_that_hangs_for_one_replica_is_not_the_tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_for_all_is_dark_in_time_and_ends_by_success() {
+async fn an_outage_for_all_stops_answers_until_a_probe_succeeds() {
     let deployment = Deployment::new().await;
     let (way, url) = Way::to_url(&deployment.key.address).await;
     let one = deployment.replica(&[("BYOK_VAULT_ADDR", &url)]).await;
@@ -204,7 +207,8 @@ async fn an_outage_for_all_is_dark_in_time_and_ends_by_success() {
     assert_eq!(incidents(&database).await, pairs(&[("active", "degraded")]));
     way.mend(Fault::Cut).await;
     all_active(&database).await;
-    // Who did not turn it learns of it by looking, a few times a second: the first call finds it so.
+    // A replica that did not change the posture reads it a few times a second, so after this the
+    // first call succeeds.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     for server in [&one, &other] {
         let answer = server.decrypt(&token, "hot-record").await;
@@ -213,7 +217,7 @@ async fn an_outage_for_all_is_dark_in_time_and_ends_by_success() {
     assert_eq!(incidents(&database).await, pairs(&[("active", "degraded"), ("degraded", "active")]));
 }
 
-/// As if the database's clock had jumped the other way.
+/// Shifts all stored times, as if the database's clock had jumped the other way.
 async fn shift(database: &sqlx::PgPool, by: &str) {
     let shift = format!(
         "UPDATE np_byok_proofs SET proven_at = proven_at + '{by}', since = since + '{by}',
@@ -235,7 +239,7 @@ async fn a_clock_that_jumps_stops_nobody_for_long() {
             caller.is_served(20).await;
         }
         shift(&database, by).await;
-        // Longer than any stumble may last.
+        // Longer than any interruption may last.
         tokio::time::sleep(A).await;
         let before = callers.each_ref().map(Caller::secrets);
         tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -295,13 +299,13 @@ async fn replicas_share_one_probe_and_nobody_probes_for_nothing() {
         servers.push(deployment.replica(&[("BYOK_VAULT_ADDR", relay.url.as_str())]).await);
     }
     let calls = || relay.state.counts.lock().unwrap().values().sum::<usize>();
-    // Starting is over, and nothing is in memory.
+    // The start is over, and no DEK is in memory.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let idle = calls();
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(calls(), idle, "{:?}", relay.state.counts.lock().unwrap());
 
-    // Two versions, hot in all three.
+    // Two versions, both in the memory of all three.
     let old = servers[0].encrypt("old-record", "old-record").await;
     deployment.key.rotate().await;
     let new = servers[0].encrypt("new-record", "new-record").await;
@@ -320,7 +324,7 @@ async fn replicas_share_one_probe_and_nobody_probes_for_nothing() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     let (lasted, probes) = (began.elapsed().as_secs_f64(), calls() - before);
     println!("{probes} calls in {lasted} s for two key versions");
-    // Each version has a canary and a row of its own; those that are due at the same time share a call.
+    // Each version has its own canary and row; probes that are due at the same time share a call.
     assert!(probes as f64 <= 2.0 * 1.5 * lasted, "{probes} calls in {lasted} s");
     assert!(probes >= 5, "{probes} calls in {lasted} s");
     for caller in callers {

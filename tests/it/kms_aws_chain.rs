@@ -1,5 +1,5 @@
-//! Where the SDK's own chain finds credentials (a profile, a container's endpoint), and TLS: both read the process's
-//! environment, so the real binary is what runs here.
+//! Where the SDK's own chain finds credentials (a profile, a container's endpoint), and TLS. Both
+//! depend on the process's environment, so these tests run the real binary.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::support::relay::Relay;
 use crate::support::server::TestServer;
 use crate::support::stub::{Stub, answer};
 
-/// What `byok doctor` says of the key.
+/// The report of `byok doctor` about the key.
 async fn doctor(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let database = format!("sqlite://{}", folder.path().join("byok.db").display());
@@ -23,7 +23,7 @@ async fn doctor(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> String {
         .arg("doctor")
         .env_clear()
         .env("HOME", folder.path())
-        // No test looks for a machine's metadata.
+        // No test asks for instance metadata.
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .envs([
             ("DATABASE_URL", database.as_str()),
@@ -37,10 +37,10 @@ async fn doctor(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> String {
         .output()
         .await
         .expect("byok runs");
-    let said =
+    let report =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains(&key.user.secret), "{said}");
-    said
+    assert!(!report.contains(&key.user.secret), "{report}");
+    report
 }
 
 fn path(path: &Path) -> &str {
@@ -57,11 +57,11 @@ async fn a_profile_is_found() {
     );
     std::fs::write(file.path(), profile).expect("it is written");
     let variables = [("AWS_SHARED_CREDENTIALS_FILE", path(file.path())), ("AWS_PROFILE", "customers")];
-    let said = doctor(&key, &key.cloud().address, &variables).await;
-    assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
+    let report = doctor(&key, &key.cloud().address, &variables).await;
+    assert!(report.contains("a DEK was wrapped and unwrapped"), "{report}");
 }
 
-/// The profile `customers`, which takes the role with this external id, at this STS.
+/// The profile `customers`, which assumes the role with this external id at this STS.
 fn profile_with_role(key: &Key, role: &str, external_id: &str, more: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let profile = format!(
@@ -78,16 +78,16 @@ async fn a_profiles_role_is_taken_and_refusals_are_told_from_outages() {
     let key = Cloud::shared().key().await;
     let role = key.role("byok-7f3a").await;
     let endpoint = format!("endpoint_url = {}\n", key.cloud().address);
-    for (id, said) in [("byok-7f3a", "a DEK was wrapped and unwrapped"), ("another", "AccessDenied")] {
+    for (id, expected) in [("byok-7f3a", "a DEK was wrapped and unwrapped"), ("another", "AccessDenied")] {
         let file = profile_with_role(&key, &role.arn, id, &endpoint);
         let variables = [("AWS_CONFIG_FILE", path(file.path())), ("AWS_PROFILE", "customers")];
         let doctor = doctor(&key, &key.cloud().address, &variables).await;
-        assert!(doctor.contains(said), "{doctor}");
+        assert!(doctor.contains(expected), "{doctor}");
     }
 }
 
 #[tokio::test]
-async fn no_variable_of_the_sdks_turns_a_profiles_role_to_another_sts() {
+async fn no_sdk_variable_redirects_a_profiles_role_to_another_sts() {
     let key = Cloud::shared().key().await;
     let role = key.role("byok-7f3a").await;
     let file = profile_with_role(&key, &role.arn, "byok-7f3a", "");
@@ -98,9 +98,9 @@ async fn no_variable_of_the_sdks_turns_a_profiles_role_to_another_sts() {
             ("AWS_PROFILE", "customers"),
             (variable, &elsewhere.address),
         ];
-        let said = doctor(&key, &key.cloud().address, &variables).await;
-        assert!(elsewhere.seen().is_empty(), "{variable}: {said}");
-        assert!(said.contains(variable), "{said}");
+        let report = doctor(&key, &key.cloud().address, &variables).await;
+        assert!(elsewhere.seen().is_empty(), "{variable}: {report}");
+        assert!(report.contains(variable), "{report}");
     }
 }
 
@@ -108,7 +108,7 @@ async fn no_variable_of_the_sdks_turns_a_profiles_role_to_another_sts() {
 async fn a_profile_that_is_changed_is_read_again() {
     let key = Cloud::shared().key().await;
     let file = tempfile::NamedTempFile::new().expect("a file");
-    // No profile to begin with: who takes the role is not said.
+    // A profile without a source: nothing says which credentials assume the role.
     std::fs::write(file.path(), format!("[default]\nrole_arn = {}\n", key.user.arn)).expect("it is written");
     let server =
         served(&key, &key.cloud().address, &[("AWS_SHARED_CREDENTIALS_FILE", path(file.path()))]).await;
@@ -127,7 +127,7 @@ async fn a_profile_that_is_changed_is_read_again() {
 }
 
 #[tokio::test]
-async fn credentials_that_end_while_the_metadata_service_is_away_are_an_outage() {
+async fn credentials_that_expire_without_the_metadata_service_are_an_outage() {
     let cloud = Cloud::shared();
     let (key, front) = (cloud.key().await, Front::of(&cloud).await);
     let away = Arc::new(AtomicBool::new(false));
@@ -195,17 +195,18 @@ async fn a_containers_credentials_are_found() {
     })
     .await;
     let endpoint = format!("{}/credentials", stub.address);
-    let said = doctor(&key, &key.cloud().address, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)]).await;
-    // The SDK insists on a session token; fakecloud does not look at it.
-    assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
+    let report =
+        doctor(&key, &key.cloud().address, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)]).await;
+    // The SDK requires a session token; fakecloud ignores it.
+    assert!(report.contains("a DEK was wrapped and unwrapped"), "{report}");
     assert_eq!(stub.seen().len(), 1);
 }
 
 #[tokio::test]
 async fn no_credentials_anywhere_are_an_error_of_ours_and_no_refusal() {
     let key = Cloud::shared().key().await;
-    let said = doctor(&key, &key.cloud().address, &[]).await;
-    assert!(said.contains("key: our credential: Misconfigured"), "{said}");
+    let report = doctor(&key, &key.cloud().address, &[]).await;
+    assert!(report.contains("key: our credential: Misconfigured"), "{report}");
 }
 
 #[tokio::test]
@@ -221,13 +222,13 @@ async fn https_is_trusted_by_the_systems_certificates_and_no_others() {
         let variables: Vec<_> = credentials.into_iter().chain([("SSL_CERT_FILE", path(&file))]).collect();
         doctor(&key, &relay.url, &variables).await
     };
-    let said = with(&ours).await;
-    assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
-    let said = with(&other).await;
-    assert!(said.contains("key: making a DEK: Unreachable"), "{said}");
+    let report = with(&ours).await;
+    assert!(report.contains("a DEK was wrapped and unwrapped"), "{report}");
+    let report = with(&other).await;
+    assert!(report.contains("key: making a DEK: Unreachable"), "{report}");
 }
 
-/// Over TLS on our side, plain HTTP to the server.
+/// A relay that speaks TLS to us, and plain HTTP to the server.
 async fn relay(cloud: &str, authority: &Authority) -> Relay {
     Relay::ending_tls(cloud, &authority.server(), |_| "call".to_owned()).await
 }

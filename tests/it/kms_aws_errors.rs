@@ -1,5 +1,5 @@
-//! Every refusal of AWS KMS that fakecloud can give, with strict IAM and checked signatures: what the customer does, and what
-//! we make of it.
+//! Every refusal of AWS KMS that fakecloud can give, with strict IAM and checked signatures: what
+//! the customer changes, and how we classify the error.
 
 use byok::config::{AwsCredentials, AwsKeyArn};
 use byok::crypto::{Dek, SecretText};
@@ -24,7 +24,7 @@ async fn generates(kms: &AwsKms) -> Option<KmsErrorClass> {
     kms.generate(&[binding()]).await.remove(0).err().map(|error| error.class)
 }
 
-/// Of each operation, in turn.
+/// The outcome of each operation in turn.
 async fn each(kms: &AwsKms, old: &(DekBinding, Wrapped)) -> [Option<KmsErrorClass>; 4] {
     let dek = Dek::generate();
     let wraps = kms.wrap(&[(binding(), &dek)]).await.remove(0).err().map(|error| error.class);
@@ -48,9 +48,9 @@ async fn a_key_that_is_disabled_and_enabled() {
     let key = Cloud::shared().key().await;
     let kms = key.kms();
     let old = wrapped(&kms).await;
-    key.does("DisableKey").await;
+    key.as_customer("DisableKey").await;
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::KeyDisabled); 4]);
-    key.does("EnableKey").await;
+    key.as_customer("EnableKey").await;
     assert_eq!(each(&kms, &old).await, [None; 4]);
 }
 
@@ -61,10 +61,10 @@ async fn a_deletion_that_is_scheduled_and_cancelled() {
     let old = wrapped(&kms).await;
     key.schedule_deletion().await;
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::KeyPendingDeletion); 4]);
-    key.does("CancelKeyDeletion").await;
-    // A key whose deletion was cancelled is disabled.
+    key.as_customer("CancelKeyDeletion").await;
+    // A key is disabled after its deletion was cancelled.
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::KeyDisabled); 4]);
-    key.does("EnableKey").await;
+    key.as_customer("EnableKey").await;
     assert_eq!(each(&kms, &old).await, [None; 4]);
 }
 
@@ -160,7 +160,7 @@ async fn an_answer_that_names_another_key_is_not_used() {
         front.fail(operation, 9, Fault::OtherKey);
     }
     assert_eq!(each(&kms, &old).await, [Some(KmsErrorClass::Misconfigured); 4]);
-    assert_eq!(front.calls().len() - before, 4, "nothing is tried again, and nothing elsewhere");
+    assert_eq!(front.calls().len() - before, 4, "nothing is retried, and nothing is sent elsewhere");
 }
 
 #[tokio::test]
@@ -182,13 +182,13 @@ async fn an_alias_is_resolved_once_and_its_key_pinned() {
     assert_eq!(each(&kms, &old).await, [None; 4]);
     let under_alias = front.calls().iter().filter(|call| call.body["KeyId"] == json!(alias)).count();
     assert_eq!(under_alias, 1);
-    // A process that starts now has another key, and says so of what the first one wrapped.
+    // A process that starts now has another key, and reports that about what the first one wrapped.
     let later = key.kms_with(|settings| settings.key = AwsKeyArn::parse(&alias).expect("an ARN"));
     assert_eq!(unwraps(&later, &old).await, Some(KmsErrorClass::WrappedByAnotherKey));
 }
 
 #[tokio::test]
-async fn an_alias_that_names_a_key_of_another_region_is_not_taken() {
+async fn an_alias_of_a_key_in_another_region_is_not_taken() {
     let cloud = Cloud::shared();
     let (key, front) = (cloud.key().await, Front::of(&cloud).await);
     front.fail("GenerateDataKey", 9, Fault::OtherKey);
@@ -244,7 +244,7 @@ async fn what_is_not_awss_is_never_a_refusal() {
     let (key, front) = (cloud.key().await, Front::of(&cloud).await);
     for (status, text, class) in [
         (403, "<html>sign in</html>", Internal),
-        // In the right shape, but without AWS's request id.
+        // AWS's format, but without AWS's request id.
         (403, r#"{"__type":"AccessDeniedException"}"#, Internal),
         (400, r#"{"__type":"DisabledException"}"#, Internal),
         (302, "", Internal),
@@ -295,7 +295,7 @@ async fn what_we_send_names_the_key_and_binds_the_dek() {
             }
             "GenerateDataKey" | "Encrypt" => assert_eq!(call.body["KeyId"], json!(key.arn)),
             "ListKeyRotations" => {}
-            other => panic!("nobody asked for {other}"),
+            other => panic!("{other} was not requested"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What an AWS KMS that is busy or strange does to us, and what we do not do to it. (What a network does stands in
-//! `kms_faults`.)
+//! How our client handles a busy or misbehaving AWS KMS, and how it behaves towards it. Network
+//! faults are tested in `kms_faults`.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ async fn through_front(change: impl FnOnce(&mut AwsSettings)) -> (Key, Front, Aw
     (key, front, kms)
 }
 
-/// The time after which a late answer comes: far past every deadline here, also on a busy machine.
+/// The delay of a late answer: far longer than every deadline here, also on a busy machine.
 const LATE: Duration = Duration::from_secs(60);
 
 async fn generates(kms: &AwsKms) -> Option<KmsErrorClass> {
@@ -82,7 +82,7 @@ async fn a_refusal_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn every_fault_of_an_answer_ends_in_time_and_leaves_nothing_behind() {
+async fn every_faulty_answer_ends_in_time_and_leaves_nothing_behind() {
     let (_key, front, kms) = through_front(|settings| settings.timeout = Duration::from_secs(3)).await;
     let bound = binding();
     let wrapped: Wrapped = kms.generate(&[bound]).await.remove(0).expect("a DEK").value.wrapped;
@@ -171,7 +171,7 @@ async fn a_clock_that_is_wrong_is_no_refusal_of_the_credential() {
     let key = Cloud::shared().key().await;
     let kms = key.kms_with(|settings| settings.endpoint = Some(stub.address.parse().expect("an address")));
     assert_eq!(generates(&kms).await, Some(KmsErrorClass::Internal));
-    // From the second on, requests are signed by the other side's clock.
+    // From the second request on, signatures use the server's clock.
     let signed: Vec<_> = stub.seen().iter().map(|seen| seen.headers["x-amz-date"].clone()).collect();
     assert!(!signed[0].to_str().expect("text").starts_with("2020"));
     assert!(signed[1].to_str().expect("text").starts_with("20201123T04"), "{signed:?}");

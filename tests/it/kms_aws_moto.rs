@@ -1,6 +1,7 @@
-//! moto as a second opinion on AWS: what it answers is not fakecloud's, and we must get along with both. It enforces nothing
-//! of what a key's state or policy says, gives no key material ids, and loses the ids of multi-region keys; so what is
-//! looked at here is generating, wrapping, unwrapping, rewrapping, contexts, aliases and AssumeRole.
+//! moto as a second implementation of AWS: its answers differ from fakecloud's, and our client must
+//! handle both. It does not enforce a key's state or policy, gives no key material ids, and loses
+//! the ids of multi-region keys. So these tests cover generating, wrapping, unwrapping, rewrapping,
+//! contexts, aliases and AssumeRole.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::support::aws::{Cloud, settings};
 use crate::support::calls::binding;
 use crate::support::needed;
 
-/// A server of this test's own; ends with its value.
+/// A server for one test, which stops when it is dropped.
 pub(crate) struct Moto {
     cloud: Cloud,
     process: Child,
@@ -46,7 +47,7 @@ impl Moto {
         panic!("moto did not answer within 30 s");
     }
 
-    /// Where it answers.
+    /// The server's address.
     pub(crate) fn address(&self) -> &str {
         &self.cloud.address
     }
@@ -138,7 +139,7 @@ async fn it_agrees_on_the_external_id() {
     let moto = Moto::start().await;
     let (cloud, key) = (&moto.cloud, moto.key().await);
     let user = cloud.user().await;
-    // It knows `Resource: "*"` only.
+    // moto knows only `Resource: "*"`.
     user.permit(&json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*" }] }))
         .await;
     let trust = json!({ "Version": "2012-10-17", "Statement": [{
@@ -159,6 +160,7 @@ async fn it_agrees_on_the_external_id() {
         kms.generate(&[binding()]).await.remove(0).err().map(|error| error.class)
     };
     assert_eq!(class("byok-7f3a").await, None);
-    // It refuses in EC2's form of an error and not in STS's, so what it says does not pass for a refusal of AWS's.
+    // moto refuses in EC2's error format instead of STS's, so its refusal does not count as one of
+    // AWS's.
     assert_eq!(class("another").await, Some(KmsErrorClass::Internal));
 }

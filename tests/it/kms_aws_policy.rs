@@ -1,5 +1,6 @@
-//! What `byok policy aws-kms` prints is what the role takes, and no more: fakecloud enforces the identity policy and the
-//! trust policy. It knows no ReEncryptFrom and ReEncryptTo (see `support::aws`), and enforces no key policy.
+//! The output of `byok policy aws-kms` is what the role needs, and nothing more: fakecloud enforces
+//! the identity policy and the trust policy. It does not know ReEncryptFrom and ReEncryptTo (see
+//! `support::aws`), and does not enforce key policies.
 
 use byok::crypto::Dek;
 use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass, Purpose};
@@ -9,17 +10,17 @@ use serde_json::{Value, json};
 use crate::support::aws::{Cloud, Key, re_encrypt_of_fakecloud};
 use crate::support::printed_policy;
 
-/// The JSON documents that are printed, in their order.
+/// The printed JSON documents, in order.
 pub(crate) fn printed(variables: &[(&str, &str)]) -> Vec<Value> {
     let text = printed_policy("aws-kms", variables);
     let json: String = text.lines().filter(|line| !line.starts_with('#')).collect();
     serde_json::Deserializer::from_str(&json).into_iter().map(|document| document.expect("JSON")).collect()
 }
 
-/// Of generate, wrap, unwrap and rewrap with a key.
+/// The outcomes of generate, wrap, unwrap and rewrap with a key.
 async fn classes(kms: &AwsKms, key: &Key) -> [Option<KmsErrorClass>; 4] {
     let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
-    // Made by somebody who may.
+    // The DEK is made by a user who may.
     let made = key.kms().generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
     let to = made.key_version.clone();
     [
@@ -74,7 +75,7 @@ async fn its_trust_policy_requires_the_external_id_to_take_the_role() {
     let documents = printed(&variables);
     assert_eq!(documents[1]["Statement"][0]["Principal"]["AWS"], role.arn);
     let mut trust = documents[2].clone();
-    // The one thing that the customer puts in: who we are.
+    // The only value that the customer fills in: our principal.
     trust["Statement"][0]["Principal"] = json!({ "AWS": key.user.arn });
     role.trust_by(&trust).await;
     for (id, class) in [("byok-7f3a", None), ("another", Some(KmsErrorClass::AccessDenied))] {

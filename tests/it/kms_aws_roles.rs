@@ -1,4 +1,4 @@
-//! The role that we take, and the sessions that it gives: external id, trust, renewal, outage, end.
+//! The role that we assume, and its sessions: external id, trust, renewal, outage, end.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::support::aws::{Cloud, Fault, Front, Key, Role, permissions};
 use crate::support::calls::refused_within_the_bound;
 
 const EXTERNAL_ID: &str = "byok-7f3a";
-/// The time after which a late answer comes: far past every deadline here, also on a busy machine.
+/// The delay of a late answer: far longer than every deadline here, also on a busy machine.
 const LATE: Duration = Duration::from_secs(60);
 
 async fn class(kms: &AwsKms) -> Option<KmsErrorClass> {
@@ -78,12 +78,12 @@ async fn a_refused_role_is_not_asked_for_with_every_call() {
     for _ in 0..50 {
         assert_eq!(class(&kms).await, Some(KmsErrorClass::AccessDenied));
     }
-    // Once, and again after each pause of 1, 2, 4 s, should this machine be that slow.
+    // One request, and one more after each pause of 1, 2, 4 s if this machine is that slow.
     assert!(front.count("AssumeRole") <= 4, "{}", front.count("AssumeRole"));
     role.trust(Some(EXTERNAL_ID)).await;
     let began = Instant::now();
     while class(&kms).await.is_some() {
-        assert!(began.elapsed() < Duration::from_secs(120), "it comes back by itself");
+        assert!(began.elapsed() < Duration::from_secs(120), "it works again by itself");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -111,7 +111,7 @@ async fn a_session_that_was_issued_outlives_its_trust_policy() {
 }
 
 #[tokio::test]
-async fn a_trust_that_is_taken_away_ends_the_session_within_the_bound() {
+async fn a_revoked_trust_ends_the_session_within_the_bound() {
     let (key, role, front) = with_role().await;
     let kms = us(&key, &role, &front);
     assert_eq!(class(&kms).await, None);
@@ -236,7 +236,7 @@ async fn a_pods_token_is_exchanged_and_read_again() {
     assert_eq!(
         class(&kms).await,
         Some(KmsErrorClass::AccessDenied),
-        "the next one is of the token that is there now"
+        "the next session uses the current token"
     );
     assert_eq!(class(&kms).await, Some(KmsErrorClass::AccessDenied), "and the first is not used again");
 }
@@ -253,6 +253,7 @@ async fn a_credential_that_kms_keeps_refusing_brings_no_session_storm() {
     for _ in 0..50 {
         assert_eq!(class(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     }
-    // The first, the one in its place, and again after each pause of 1, 2, 4 s, should this machine be that slow.
+    // The first request, its replacement, and one more after each pause of 1, 2, 4 s if this
+    // machine is that slow.
     assert!(front.count("AssumeRole") <= 5, "{}", front.count("AssumeRole"));
 }

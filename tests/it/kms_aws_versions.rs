@@ -1,5 +1,5 @@
-//! What versions are called: by place where the customer lets us list, by key material where not; and that this never stands
-//! in the way of an operation.
+//! The names of key versions: numbers if the customer lets us list them, key material ids if not.
+//! Neither ever prevents an operation.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ async fn serving(key: &Key, front: &Front) -> TestServer {
     .await
 }
 
-/// The rotation as it is when it is done.
+/// The rotation's state once it is done.
 async fn ended(server: &TestServer, id: &str, within: Duration) -> Value {
     let began = Instant::now();
     loop {
@@ -156,7 +156,7 @@ async fn what_is_wrapped_names_the_version_that_wrapped_last() {
 }
 
 #[tokio::test]
-async fn wrapping_learns_the_version_once_and_needs_no_right_to_do_so() {
+async fn wrapping_reads_the_version_once_and_needs_no_right_for_it() {
     let (key, front) = key(true).await;
     let deks: Vec<_> = (0..40).map(|_| Dek::generate()).collect();
     let items: Vec<_> = deks.iter().map(|dek| (binding(), dek)).collect();
@@ -180,9 +180,10 @@ async fn a_server_without_key_material_ids_works_under_one_name() {
     assert_eq!(front.count("ListKeyRotations"), 0);
 }
 
-/// AWS wraps under what is current, whatever was asked for; and the service goes on meanwhile.
+/// AWS wraps under the current material, whatever was asked for, and the service continues
+/// meanwhile.
 #[tokio::test]
-async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
+async fn a_key_rotated_during_a_rotation_takes_the_job_along() {
     let (key, front) = key(true).await;
     let server = serving(&key, &front).await;
     let mut tokens = Vec::new();
@@ -190,7 +191,7 @@ async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
         tokens.push(server.encrypt("hello", &record.to_string()).await);
     }
     front.rotate(&key).await;
-    // The first re-wraps are asked for under version 2 and happen under version 3.
+    // The first re-wraps ask for version 2 and happen under version 3.
     front.fail("ReEncrypt", 20, Fault::Late(Duration::from_millis(1500)));
     let started = server.post("/byok/rotate", json!({})).await;
     assert_eq!(started.body["target"], format!("{}/2", key.id()), "{}", started.body);
@@ -210,7 +211,8 @@ async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
     }
 }
 
-/// A rotation is not true everywhere at once: an answer that is still under the old material is no version to end with.
+/// A rotation does not take effect everywhere at once: a re-wrap that still used the old material
+/// does not complete it.
 #[tokio::test]
 async fn a_rewrap_under_the_old_version_does_not_end_the_rotation() {
     let (key, front) = key(true).await;

@@ -1,5 +1,5 @@
-//! Who we are at Azure: every kind of credential, how long its tokens are used, what its refusal means, and that it is not
-//! shown again and again.
+//! Our credentials at Azure: every kind, how long their tokens are used, what a refusal means, and
+//! that a refused credential is not presented again and again.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn by_secret(azure: &Azure, secret: SecretSource) -> AzureKeyVault {
     azure.kms_with(|settings| settings.credential = AzureCredential::ClientSecret { client_id, secret })
 }
 
-/// Waits for what takes some seconds on an idle machine.
+/// Waits for a condition that takes some seconds on an idle machine.
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..150 {
         if holds().await {
@@ -112,7 +112,8 @@ async fn who_waits_for_a_token_shares_what_came_of_it() {
             .as_ref()
             .is_err_and(|error| (error.class, error.stage) == (KmsErrorClass::Internal, Stage::Credential))
     }));
-    // One, and two retries that all who failed make together; a busy machine may part them.
+    // One request, and two retries that all waiting calls share; on a busy machine they may not
+    // share them.
     assert!(tokens(&azure).await <= 6, "{}", tokens(&azure).await);
 }
 
@@ -128,7 +129,7 @@ async fn a_fetch_goes_on_when_the_call_that_began_it_ends() {
 }
 
 #[tokio::test]
-async fn an_authority_that_hangs_is_told_apart_from_a_vault_that_hangs() {
+async fn a_hanging_authority_is_told_apart_from_a_hanging_vault() {
     for (target, stage) in [("authority", Stage::Credential), ("vault", Stage::Key)] {
         let azure = Azure::start().await;
         azure.fault(json!({ "target": target, "times": 1000, "delay": 3_000 })).await;
@@ -146,7 +147,7 @@ async fn a_secret_in_a_file_is_read_for_each_token() {
     let kms = by_secret(&azure, SecretSource::File(file.path().to_owned()));
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     std::fs::write(file.path(), format!("{SECRET}\n")).expect("it is written");
-    // Another credential waits for no pause.
+    // Another credential does not wait for the pause.
     assert_eq!(wraps(&kms).await, None);
 }
 
@@ -156,7 +157,7 @@ async fn a_token_that_the_vault_refuses_is_replaced_once() {
     let kms = azure.kms();
     assert_eq!(wraps(&kms).await, None);
     azure.control(Method::DELETE, "tokens", json!({})).await;
-    // A token that is some seconds old only: a new one would be refused the same.
+    // The token is only seconds old, so a new one would be refused too.
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     assert_eq!(tokens(&azure).await, 1);
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -165,7 +166,7 @@ async fn a_token_that_the_vault_refuses_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_deleted_alone_ends_its_token_within_the_bound() {
+async fn deleting_a_secret_alone_ends_its_token_within_the_bound() {
     let azure = Azure::start().await;
     let kms = azure.kms();
     assert_eq!(wraps(&kms).await, None);
@@ -211,7 +212,7 @@ async fn a_managed_identity_is_the_machines_own_or_the_named_one() {
     for (principal, named) in [(&own, None), (&named, Some(client_id))] {
         let kms = azure.kms_with(|settings| {
             settings.credential = azure.managed(named);
-            // Not needed, and not there on most machines.
+            // The tenant is not needed here, and most machines do not set it.
             settings.tenant = None;
         });
         assert_eq!(wraps(&kms).await, Some(KmsErrorClass::AccessDenied));
@@ -221,7 +222,7 @@ async fn a_managed_identity_is_the_machines_own_or_the_named_one() {
     assert_eq!((azure.count("imds", "token").await, tokens(&azure).await), (2, 0));
 }
 
-/// Microsoft's client reads these two variables by itself: through the real binary.
+/// Microsoft's client reads these two variables by itself, so this test runs the real binary.
 #[tokio::test]
 async fn an_app_takes_its_identity_from_where_its_environment_says() {
     let azure = Azure::start().await;
@@ -235,7 +236,7 @@ async fn an_app_takes_its_identity_from_where_its_environment_says() {
         ("BYOK_AZURE_KEY_ID", &key),
         ("BYOK_AZURE_CA_FILE", &ca_file),
         ("BYOK_ROW_MAC_KEY", ROW_MAC_KEY),
-        // Whom the vault's challenge names.
+        // The authority that the vault's challenge names.
         ("BYOK_AZURE_AUTHORITY_HOST", &azure.authority),
         ("IDENTITY_ENDPOINT", &endpoint),
         ("IDENTITY_HEADER", "canary-identity-header"),
@@ -263,7 +264,7 @@ async fn a_metadata_service_under_update_is_an_outage_and_left_alone() {
     azure.fault(json!({ "target": "imds", "times": 1000, "status": 410 })).await;
     let kms = azure.kms_with(|settings| settings.credential = azure.managed(None));
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Unreachable));
-    // Once and two retries: those of Microsoft's client would be six more each.
+    // One request and two retries: Microsoft's client would make six more for each.
     assert_eq!(azure.count("imds", "token").await, 3);
 }
 
@@ -324,14 +325,14 @@ async fn a_workload_identity_is_whom_the_trusted_issuer_says() {
         issuer.write_token(file.path(), &bad);
         let refused = kms();
         assert_eq!(wraps(&refused).await, Some(KmsErrorClass::CredentialInvalid), "{claim}");
-        // The kubelet writes a new one: it is read at once, and shown without a pause.
+        // The kubelet writes a new token, which is read and presented without a pause.
         issuer.write_token(file.path(), &good);
         assert_eq!(wraps(&refused).await, None);
     }
 }
 
 #[tokio::test]
-async fn a_token_file_that_is_gone_is_no_refusal_of_the_key() {
+async fn a_missing_token_file_is_no_refusal_of_the_key() {
     let azure = Azure::start().await;
     let client_id = azure.client_id.clone();
     let kms = azure.kms_with(|settings| {

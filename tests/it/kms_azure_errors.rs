@@ -1,4 +1,4 @@
-//! Every refusal that Key Vault documents, provoked at the stand-in, and what we make of it.
+//! Every refusal that Key Vault documents, provoked at the stand-in, and how we classify it.
 
 use byok::config::AzureAlgorithm;
 use byok::crypto::Dek;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::azure::Azure;
 use crate::support::calls::{binding, made, unwraps, wraps};
 
-/// The classes of a wrap and an unwrap: before a change, after it, and after it was undone.
+/// The outcomes of a wrap and an unwrap: before a change, after it, and after its undo.
 async fn both(azure: &Azure, change: Value, undo: Value) -> [Option<KmsErrorClass>; 2] {
     let kms = azure.kms();
     let wrapped = made(&kms).await;
@@ -38,7 +38,8 @@ async fn a_version_is_disabled_by_itself() {
     assert_eq!(unwraps(&kms, &old).await, None);
 }
 
-/// As one report from a live vault has it: wrap needs the public half only. The switch holds all the same.
+/// Reported once of a live vault: wrap needs only the public half, so it may go on. The switch
+/// still works.
 #[tokio::test]
 async fn a_disabled_version_that_goes_on_wrapping_does_not_unwrap() {
     let azure = Azure::start().await;
@@ -112,7 +113,7 @@ async fn a_soft_deleted_key_is_not_found_until_it_is_recovered() {
 }
 
 #[tokio::test]
-async fn a_key_on_its_way_in_or_out_waits_for_its_deletion() {
+async fn a_key_being_deleted_or_recovered_counts_as_pending_deletion() {
     let azure = Azure::start().await;
     for inner in ["ObjectIsBeingDeleted", "ObjectIsDeletedButRecoverable", "ObjectIsBeingRecovered"] {
         let body =
@@ -202,7 +203,8 @@ async fn an_error_has_the_status_and_the_vaults_own_request_id() {
         (&json!("KeyWrap"), &json!(403))
     );
 
-    // What stands before the vault is not in its log, and a token is no call of the key.
+    // Requests that are refused before they reach the vault are not in its log, and a token request
+    // is not a call of the key.
     azure.fault(json!({ "target": "authority", "times": 100, "aadsts": 7000215 })).await;
     let error = azure.kms().wrap(&[(binding(), &Dek::generate())]).await.remove(0).expect_err("no token");
     assert_eq!(error.request_id, None);

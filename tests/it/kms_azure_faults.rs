@@ -1,5 +1,6 @@
-//! What a vault, an authority or something that stands for them can do to us: send us elsewhere, throttle, lie, break off.
-//! Each call ends in time with the right class, says nothing of what they said, and the next one is good again.
+//! Faults of a vault, an authority or something in their place: redirection, throttling, wrong
+//! answers, broken connections. Each call ends in time with the right class, its error contains
+//! nothing of their messages, and the next call succeeds.
 
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use crate::support::calls::{binding, made, unwraps, wraps};
 use crate::support::log::Log;
 use crate::support::stub::{Stub, answer};
 
-/// Of the calls here that a fault holds up.
+/// The timeout of the calls that a fault delays.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How late a busy machine may see that the deadline is over.
+/// How late a busy machine may notice that the deadline has passed.
 const LATE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
@@ -39,7 +40,7 @@ async fn a_challenge_that_points_elsewhere_is_refused_without_a_token() {
     }
 }
 
-/// With a token that is known already, and refused.
+/// The fault comes when a token is already known, and that token is refused.
 #[tokio::test]
 async fn a_later_challenge_that_points_elsewhere_is_refused_too() {
     let azure = Azure::start().await;
@@ -108,7 +109,7 @@ async fn a_redirect_is_not_followed() {
                 "{target} {operation} {status}"
             );
             azure.mend().await;
-            // A refused login may pause for a moment.
+            // After a refused login there may be a short pause.
             tokio::time::sleep(Duration::from_millis(if target == "authority" { 1_100 } else { 0 })).await;
             if operation != "wrapKey" {
                 break;
@@ -139,9 +140,9 @@ async fn throttling_slows_us_down_and_does_not_multiply_calls() {
             .iter()
             .all(|answer| { answer.as_ref().is_err_and(|error| error.class == KmsErrorClass::Throttled) })
     );
-    assert!(began.elapsed() >= Duration::from_secs(1), "what is asked for is waited for");
+    assert!(began.elapsed() >= Duration::from_secs(1), "a requested wait is respected");
     let sent = azure.count("vault", "wrapKey").await;
-    // What was under way together, and one a second until the deadline.
+    // The requests that were in flight together, and one a second until the deadline.
     assert!(sent <= 16 + 5, "{sent} requests for 100 items");
     azure.mend().await;
     tokio::time::sleep(Duration::from_millis(1_100)).await;
@@ -162,7 +163,7 @@ async fn a_pause_past_the_deadline_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_throttled_authority_is_left_alone_for_as_long_as_it_asks() {
+async fn a_throttled_authority_is_not_asked_before_its_wait_ends() {
     let azure = Azure::start().await;
     let headers = json!({ "Retry-After": "30" });
     azure.fault(json!({ "target": "authority", "times": 100, "status": 429, "headers": headers })).await;
@@ -188,7 +189,8 @@ async fn requests_under_way_stay_within_their_bound() {
     assert!(counters["mostUnderWay"].as_u64().is_some_and(|most| most <= 16), "{counters}");
 }
 
-/// Faults inside TLS, where no proxy reaches: an answer that comes late, never, in half, garbled.
+/// Faults inside TLS, where no proxy reaches: an answer that is late, missing, truncated or
+/// garbled.
 #[tokio::test]
 async fn every_operation_survives_an_answer_that_is_none() {
     let azure = Azure::start().await;
@@ -284,15 +286,15 @@ async fn azures_words_and_our_secrets_stay_out_of_errors_and_logs() {
     let azure = Azure::start().await;
     let dek = Dek::generate();
     let mut errors = String::new();
-    let said = json!({ "error": { "code": "Forbidden", "message": "canary said", "innererror": { "code": "canary" } } });
+    let key_error = json!({ "error": { "code": "Forbidden", "message": "canary said", "innererror": { "code": "canary" } } });
     let oauth = json!({ "error": "invalid_client", "error_description": "canary said", "error_codes": [1] });
     for (target, status, body) in [
-        ("vault", 400, &said),
-        ("vault", 401, &said),
-        ("vault", 403, &said),
-        ("vault", 404, &said),
-        ("vault", 409, &said),
-        ("vault", 500, &said),
+        ("vault", 400, &key_error),
+        ("vault", 401, &key_error),
+        ("vault", 403, &key_error),
+        ("vault", 404, &key_error),
+        ("vault", 409, &key_error),
+        ("vault", 500, &key_error),
         ("authority", 400, &oauth),
         ("authority", 401, &oauth),
         ("authority", 500, &oauth),
@@ -305,7 +307,7 @@ async fn azures_words_and_our_secrets_stay_out_of_errors_and_logs() {
     }
     let wrong = azure.kms_with(|settings| settings.tenant = Some("canary".to_owned()));
     errors.push_str(&format!("{:?}", wrong.current_version().await));
-    // One that succeeds, and whose plaintext comes back.
+    // A call that succeeds and returns the plaintext.
     let kms = azure.kms();
     let wrapped = kms.wrap(&[(binding(), &dek)]).await.remove(0).expect("it wraps").value;
     assert!(kms.unwrap(&[(binding(), wrapped)]).await.remove(0).is_ok());

@@ -1,4 +1,5 @@
-//! What `byok policy azure-key-vault` prints is what it takes, and no more: the stand-in enforces its data actions at its scope.
+//! The output of `byok policy azure-key-vault` is what byok needs, and nothing more: the stand-in
+//! enforces its data actions at its scope.
 
 use byok::config::AzureAlgorithm;
 use byok::crypto::Dek;
@@ -10,11 +11,11 @@ use serde_json::{Value, json};
 use crate::support::azure::Azure;
 use crate::support::printed_policy;
 
-/// The role definition in what was printed, and the scope of its first assignment below the vault.
+/// The role definition in the output, and the scope of its first assignment below the vault.
 fn role(printed: &str, actions: &str) -> (Value, String) {
     let definition =
         printed.split_once("--role-definition '").expect("a role").1.split_once("}'").expect("its end").0;
-    // The shell puts the subscription there.
+    // The shell replaces this with the subscription.
     let definition = format!("{definition}}}").replace(r#"'"$SUBSCRIPTION"'"#, "0");
     let role: Value = serde_json::from_str(&definition).expect("JSON");
     let line = printed.lines().find(|line| line.contains("--scope")).expect("a scope");
@@ -22,7 +23,7 @@ fn role(printed: &str, actions: &str) -> (Value, String) {
     (role[actions].clone(), format!("/keys/{scope}"))
 }
 
-/// The class of what each operation came to: wrap, unwrap, rewrap, and whether it may look at the key.
+/// The outcome of each operation: wrap, unwrap, rewrap, and the reading of the key.
 async fn classes(kms: &AzureKeyVault) -> [Option<KmsErrorClass>; 3] {
     let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     let made = kms.wrap(&[(binding, &Dek::generate())]).await.remove(0);
@@ -39,7 +40,7 @@ async fn classes(kms: &AzureKeyVault) -> [Option<KmsErrorClass>; 3] {
 }
 
 #[tokio::test]
-async fn it_grants_wrap_and_unwrap_on_this_key_and_nothing_on_another() {
+async fn it_grants_wrap_and_unwrap_on_this_key_only() {
     let azure = Azure::start().await;
     azure.forbid().await;
     azure.control(Method::POST, "keys/other", json!({})).await;

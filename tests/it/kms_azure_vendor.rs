@@ -1,5 +1,6 @@
-//! The stand-in for Azure is held to Microsoft's own clients, azure-keyvault-keys and azure-identity for Python: every
-//! operation succeeds, and every refusal raises the class that they document.
+//! The stand-in for Azure is checked with Microsoft's own clients, azure-keyvault-keys and
+//! azure-identity for Python: every operation succeeds, and every refusal raises the class that
+//! they document.
 
 use crate::support::needed;
 
@@ -8,7 +9,7 @@ async fn microsofts_own_clients_find_in_the_stand_in_what_they_document() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/azure/vendor_check.py");
     let output =
         tokio::process::Command::new(needed("BYOK_TEST_PYTHON")).arg(script).output().await.expect("it runs");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let report = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("checks held"), "{said}\n{stderr}");
+    assert!(output.status.success() && report.contains("checks held"), "{report}\n{stderr}");
 }

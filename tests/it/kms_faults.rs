@@ -1,6 +1,7 @@
-//! What a network can do between us and each provider, during each operation and during the fetch of a credential: the
-//! call ends within its deadline, with a class that says outage and never that the key was turned off, and says nothing
-//! else; and when the fault is over the next call succeeds.
+//! Network faults between us and each provider, during each operation and while a credential is
+//! fetched. The call ends within its deadline, with a class that means an outage and never that the
+//! key was turned off, and its error contains nothing else. When the fault is over, the next call
+//! succeeds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +20,15 @@ use crate::support::provider::Provided;
 use crate::support::relay::Relay;
 use crate::support::toxics::{Fault, Way};
 
-/// Of every call here.
+/// The timeout of every call here.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How late a busy machine may see that the deadline is over.
+/// How late a busy machine may notice that the deadline has passed.
 const LATE: Duration = Duration::from_secs(20);
 
-/// A provider, reached by ways that can be spoiled.
+/// A provider, reached through routes with faults.
 struct Reached {
     provider: Provided,
-    /// To the KMS, and to where the credential comes from if that is another host.
+    /// The route to the KMS, and the one to the source of the credential if that is another host.
     ways: Vec<Way>,
 }
 
@@ -38,7 +39,7 @@ impl Reached {
         Self { provider, ways }
     }
 
-    /// One that holds no credential yet.
+    /// A client that holds no credential yet.
     fn fresh(&self) -> Arc<dyn Kms> {
         self.provider.kms()
     }
@@ -52,7 +53,7 @@ enum Operation {
     Rewrap,
 }
 
-/// Does it, and gives the class and the error as a log would show it.
+/// Runs an operation, and returns the class of its error and the error as a log would show it.
 async fn attempt(
     kms: &dyn Kms,
     operation: Operation,
@@ -71,18 +72,19 @@ async fn attempt(
 fn expected(fault: Fault, class: KmsErrorClass) -> bool {
     match fault {
         Fault::Cut | Fault::Reset => class == KmsErrorClass::Unreachable,
-        // Where TLS is not set up yet, that is a connection that does not come about.
+        // During the TLS handshake this fault is a connection that fails.
         Fault::Delayed | Fault::Hung => {
             matches!(class, KmsErrorClass::Timeout | KmsErrorClass::Unreachable)
         }
-        // An answer that is none, or half of one.
+        // The answer is missing or incomplete.
         Fault::TruncatedHead | Fault::TruncatedBody | Fault::Corrupted => {
             matches!(class, KmsErrorClass::Unreachable | KmsErrorClass::Internal)
         }
     }
 }
 
-/// Under the fault the call fails in time and with the right class; after it the same client works.
+/// Asserts that a call under the fault fails in time and with the right class, and that the same
+/// client works afterwards.
 async fn survives(
     reached: &Reached,
     kms: &dyn Kms,
@@ -103,7 +105,7 @@ async fn survives(
     for secret in &reached.provider.secrets {
         assert!(!shown.contains(secret.as_str()), "{operation:?} through {fault:?}: {shown}");
     }
-    // A login that failed may pause for a moment before the next.
+    // After a failed login there may be a short pause before the next.
     for _ in 0..100 {
         if attempt(kms, operation, wrapped).await.is_ok() {
             return;
@@ -144,7 +146,7 @@ async fn a_credential_that_cannot_be_fetched_is_an_outage(provider: Provided) {
     }
 }
 
-/// What is held goes on being good while no new one can be had.
+/// Asserts that a valid credential remains in use while no new one can be fetched.
 async fn a_live_credential_outlasts_its_source(provider: Provided) {
     let reached = Reached::new(provider).await;
     let [_, way] = &reached.ways[..] else { panic!("its credential comes from another host") };
@@ -169,7 +171,7 @@ macro_rules! on_every_provider {
     };
 }
 
-/// As the real Google answers: by HTTP/2, over one connection that all calls share.
+/// Like the real Google, which answers over HTTP/2, on one connection that all calls share.
 #[tokio::test]
 async fn every_operation_survives_every_fault_by_http2() {
     let authority = Authority::new();
@@ -188,12 +190,13 @@ on_every_provider! {
         a_live_credential_outlasts_its_source;
     gcp: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
         a_live_credential_outlasts_its_source;
-    // Its token is given; the login by AppRole goes to the same host, and has its tests in `kms_vault_login`.
+    // Vault's token is given here. The login by AppRole goes to the same host, and is tested in
+    // `kms_vault_login`.
     vault: every_operation_survives_every_fault;
 }
 
-/// HTTP/2 has all calls share a connection. One over which nothing comes any more (a firewall forgot it) is not used until
-/// the system gives it up.
+/// With HTTP/2 all calls share a connection. One that went silent (because a firewall dropped its
+/// state) is used until the system gives it up.
 #[tokio::test]
 async fn a_connection_that_went_silent_is_left_for_another() {
     let google = Google::start().await;
@@ -216,7 +219,7 @@ async fn a_connection_that_went_silent_is_left_for_another() {
     assert_eq!(outcome, Ok(()));
 }
 
-/// A way that keeps the connections it has, and passes nothing more over them; new ones are well.
+/// A route that forwards nothing more on its existing connections, while new ones work.
 struct Forgetful {
     port: u16,
     forgotten: tokio::sync::watch::Sender<()>,

@@ -1,5 +1,5 @@
-//! Every refusal of Google's that the stand-in knows, provoked there, and every other that Google documents, told to it: what
-//! we make of it.
+//! Every refusal that the stand-in for Google knows, provoked there, every other one that Google
+//! documents, injected there, and how we classify them.
 
 use byok::crypto::Dek;
 use byok::kms::KmsErrorClass::{self, *};
@@ -100,19 +100,19 @@ async fn a_role_that_may_only_encrypt_or_only_decrypt_does_that() {
 }
 
 #[tokio::test]
-async fn a_missing_key_looks_like_a_missing_right_unless_permitted_to_know() {
+async fn a_missing_key_looks_like_a_missing_right_unless_visible() {
     let google = Google::start().await;
     let missing = format!("{RING}/cryptoKeys/none");
     let kms = google.kms(&[("BYOK_GCP_KEY_NAME", &missing)]).await;
     assert_eq!(wraps(&kms).await, Some(AccessDenied));
     google.bind(RING, &[(ROLE, ACCOUNT)]).await;
     assert_eq!(wraps(&kms).await, Some(KeyNotFound));
-    let keys = google.does(Method::GET, KEY, json!({})).await;
+    let keys = google.as_customer(Method::GET, KEY, json!({})).await;
     assert_eq!(keys["name"], KEY, "and none was made: there is only ours");
 }
 
 #[tokio::test]
-async fn what_another_key_made_or_was_bound_to_something_else_is_invalid() {
+async fn a_ciphertext_of_another_key_or_another_binding_is_invalid() {
     let google = Google::start().await;
     google.make_key("other").await;
     let other = format!("{RING}/cryptoKeys/other");
@@ -133,7 +133,7 @@ async fn what_another_key_made_or_was_bound_to_something_else_is_invalid() {
 async fn a_key_for_another_purpose_is_no_key_for_us() {
     let google = Google::start().await;
     google
-        .does(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=mac"), json!({ "purpose": "MAC" }))
+        .as_customer(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=mac"), json!({ "purpose": "MAC" }))
         .await;
     let mac = format!("{RING}/cryptoKeys/mac");
     google.bind(&mac, &[(ROLE, ACCOUNT)]).await;
@@ -144,7 +144,7 @@ async fn a_key_for_another_purpose_is_no_key_for_us() {
 async fn an_hsm_key_takes_what_we_send() {
     let google = Google::start().await;
     let hsm = json!({ "purpose": "ENCRYPT_DECRYPT", "versionTemplate": { "protectionLevel": "HSM" } });
-    google.does(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=hsm"), hsm).await;
+    google.as_customer(Method::POST, &format!("{RING}/cryptoKeys?cryptoKeyId=hsm"), hsm).await;
     let hsm = format!("{RING}/cryptoKeys/hsm");
     google.bind(&hsm, &[(ROLE, ACCOUNT)]).await;
     let kms = google.kms(&[("BYOK_GCP_KEY_NAME", &hsm)]).await;
@@ -213,7 +213,8 @@ async fn no_key_is_read_whatever_we_do() {
     );
     assert!(kms.current_version().await.is_ok());
     let calls: Value = google.control("counters", json!({})).await;
-    // Generate, wrap, the version, and half of the rewrap; unwrap, and the other half.
+    // `encrypt` is called for generate, wrap, the version and half of the rewrap; `decrypt` for
+    // unwrap and the other half.
     assert_eq!(calls, json!({ "token": 1, "encrypt": 4, "decrypt": 2 }));
 }
 

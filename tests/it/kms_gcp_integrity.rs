@@ -1,4 +1,4 @@
-//! Bytes that are altered between us and Google: they are noticed on either side, and never used.
+//! Bytes that are altered between us and Google: each side notices them, and neither uses them.
 
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, GcpKms, Kms, KmsError, KmsErrorClass};
@@ -64,7 +64,7 @@ async fn an_answer_that_is_altered_again_and_again_is_never_used() {
 }
 
 #[tokio::test]
-async fn a_request_that_was_altered_on_its_way_is_sent_once_more() {
+async fn a_request_altered_in_transit_is_sent_once_more() {
     let google = Google::start().await;
     let kms = google.kms(&[]).await;
     let dek = Dek::generate();

@@ -1,4 +1,4 @@
-//! How we come by an access token and keep it.
+//! How we fetch and renew an access token.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +21,7 @@ async fn seconds(seconds: f32) {
     tokio::time::sleep(Duration::from_secs_f32(seconds)).await;
 }
 
-/// Until it holds; nothing here is timed tightly.
+/// Waits until a condition holds, without tight timing.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..100 {
         if holds().await {
@@ -29,7 +29,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         seconds(0.1).await;
     }
-    panic!("{what}: it never holds");
+    panic!("{what}: not in time");
 }
 
 async fn with(google: &Google, credentials: &Value) -> GcpKms {
@@ -58,7 +58,7 @@ async fn user(google: &Google) -> Value {
     registered["email"] = "ada@example.com".into();
     google.control("user", registered).await;
     let policy = json!({ "policy": { "bindings": [{ "role": ROLE, "members": ["user:ada@example.com"] }] } });
-    google.does(reqwest::Method::POST, &format!("{KEY}:setIamPolicy"), policy).await;
+    google.as_customer(reqwest::Method::POST, &format!("{KEY}:setIamPolicy"), policy).await;
     user
 }
 
@@ -82,7 +82,7 @@ async fn a_file_serves_like_the_json_and_is_reread_each_token() {
     assert_eq!(wraps(&kms).await, None);
     google.control("account", json!({ "email": ACCOUNT, "deleted": true })).await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
-    // Another account's key is put in its place: no pause, since that one was not refused.
+    // Another account's key replaces it. There is no pause, since the new key was not refused.
     google.bind(KEY, &[(ROLE, SOURCE)]).await;
     std::fs::write(file.path(), google.account(SOURCE).await.to_string()).unwrap();
     assert_eq!(wraps(&kms).await, None);
@@ -107,7 +107,7 @@ async fn a_persons_refresh_token_is_taken_and_warned_of() {
 }
 
 #[tokio::test]
-async fn revoking_a_refresh_token_alone_ends_its_access_token_within_the_bound() {
+async fn a_revoked_refresh_token_alone_ends_access_within_the_bound() {
     let google = Google::start().await;
     let mut user = user(&google).await;
     let kms = with(&google, &user).await;
@@ -217,7 +217,7 @@ async fn a_disabled_account_is_refused_with_its_token_and_comes_back() {
     google.control("account", json!({ "email": ACCOUNT, "disabled": true })).await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     google.control("account", json!({ "email": ACCOUNT, "disabled": false })).await;
-    until("it is let in again", async || wraps(&kms).await.is_none()).await;
+    until("it is accepted again", async || wraps(&kms).await.is_none()).await;
 }
 
 #[tokio::test]
@@ -229,7 +229,7 @@ async fn a_refused_credential_is_not_hammered() {
     for _ in 0..300 {
         assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     }
-    // The first, one after a second, one after two more, …
+    // The first request, one after a second, one after two more, …
     let most = 2 + u64::from((began.elapsed().as_secs() + 1).ilog2());
     assert!(google.count("token").await <= most, "{} in {:?}", google.count("token").await, began.elapsed());
 }
@@ -258,7 +258,8 @@ async fn the_pause_grows_where_it_is_cloud_kms_that_refuses() {
         assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
         seconds(0.02).await;
     }
-    // Two at once, after one second, and after two more; the next ones are due after seven.
+    // Two requests at once, one after a second, and one after two more; the next ones are due after
+    // seven.
     let asked = google.count("token").await;
     assert!(asked <= 6, "{asked}");
 }
@@ -285,7 +286,7 @@ async fn a_live_token_outlasts_its_endpoint_and_then_is_an_outage() {
     let kms = google.kms(&[]).await;
     assert_eq!(wraps(&kms).await, None);
     google.fault("token", json!({ "times": 10_000, "status": 503, "body": "canary" })).await;
-    // Its renewal is due after six seconds, its end after eight.
+    // The renewal is due after six seconds, the token ends after eight.
     until("a renewal failed", async || google.count("token").await >= 2).await;
     assert_eq!(wraps(&kms).await, None);
     until("it has ended", async || wraps(&kms).await == Some(KmsErrorClass::Unreachable)).await;
@@ -352,7 +353,7 @@ async fn who_hangs_up_does_not_take_the_token_with_it() {
     assert_eq!((wraps(&kms).await, google.count("token").await), (None, 1));
 }
 
-/// A token endpoint that says `expires_in`, whatever is true.
+/// A token endpoint that returns this `expires_in`, whether it is true or not.
 async fn telling(google: &Google, expires_in: u64) -> Stub {
     let token = google.control("token", json!({ "email": ACCOUNT })).await["access_token"].clone();
     let body = json!({ "access_token": token, "expires_in": expires_in }).to_string();
@@ -376,7 +377,7 @@ async fn no_claimed_lifetime_makes_a_token_be_requested_each_call() {
 }
 
 #[tokio::test]
-async fn how_long_an_impersonated_token_lasts_is_not_told_by_our_clock() {
+async fn an_impersonated_tokens_lifetime_does_not_depend_on_our_clock() {
     let google = Google::start().await;
     let token = google.control("token", json!({ "email": ACCOUNT })).await["access_token"].clone();
     let impersonated = move |_: &Seen, _| {
@@ -461,6 +462,6 @@ async fn googles_words_and_our_secrets_stay_out_of_errors_and_logs() {
         "{ours}"
     );
     for secret in ["canary", &plain, "ya29.", "BEGIN PRIVATE KEY", "assertion"] {
-        assert!(!errors.contains(secret) && !ours.contains(secret), "{secret} got out");
+        assert!(!errors.contains(secret) && !ours.contains(secret), "{secret} leaked");
     }
 }

@@ -1,5 +1,5 @@
-//! Every error of Vault's that we know, provoked at a real Vault: first what Vault says, word for word, then what we make
-//! of it. A text that a later Vault changes shows here.
+//! Every error of Vault's that we know, provoked at a real Vault: first Vault's exact text, then
+//! our classification. A text that a later Vault changes fails here.
 
 use std::num::NonZeroU64;
 
@@ -42,8 +42,8 @@ fn text_of(answer: &Value) -> &str {
     answer["errors"][0].as_str().or(answer["data"]["batch_results"][0]["error"].as_str()).unwrap_or_default()
 }
 
-/// What Vault itself says to the holder of the root token.
-async fn said(transit: &Transit, path: &str, body: Value) -> (u16, String) {
+/// The answer of Vault itself to the holder of the root token.
+async fn vault_answer(transit: &Transit, path: &str, body: Value) -> (u16, String) {
     let (status, answer) =
         transit.vault.answer(Method::POST, &format!("{}/{path}", transit.mount), body).await;
     (status, text_of(&answer).to_owned())
@@ -95,13 +95,13 @@ async fn a_policy_that_does_not_let_us() {
 #[tokio::test]
 async fn a_key_that_is_missing() {
     let transit = Vault::shared().transit().await;
-    let said_of = async |path: &str, body| said(&transit, path, body).await.1;
+    let text_at = async |path: &str, body| vault_answer(&transit, path, body).await.1;
     let refused = "key type ecdsa-p256 not supported for this operation";
     let mut body = plaintext(json!({}));
     body["type"] = "ecdsa-p256".into();
-    assert_eq!(said_of("encrypt/missing", body).await, refused);
-    assert_eq!(said_of("decrypt/missing", ciphertext("vault:v1:AAAA")).await, "encryption key not found");
-    assert_eq!(said_of("rewrap/missing", ciphertext("vault:v1:AAAA")).await, "encryption key not found");
+    assert_eq!(text_at("encrypt/missing", body).await, refused);
+    assert_eq!(text_at("decrypt/missing", ciphertext("vault:v1:AAAA")).await, "encryption key not found");
+    assert_eq!(text_at("rewrap/missing", ciphertext("vault:v1:AAAA")).await, "encryption key not found");
     let root = transit.kms_with(&transit.vault.root, |settings| settings.key = "missing".to_owned());
     let mut old = named("vault:v1:AAAA");
     old.1.key_version = KeyVersion::new("missing", "1");
@@ -115,7 +115,7 @@ async fn a_key_that_is_missing() {
 #[tokio::test]
 async fn an_ordinary_encrypt_would_have_created_the_missing_key() {
     let transit = Vault::shared().transit().await;
-    assert_eq!(said(&transit, "encrypt/missing", plaintext(json!({}))).await.0, 200);
+    assert_eq!(vault_answer(&transit, "encrypt/missing", plaintext(json!({}))).await.0, 200);
     assert_eq!(transit.keys().await, json!(["byok", "missing"]));
 }
 
@@ -143,8 +143,8 @@ async fn a_wrapped_dek_that_was_altered() {
         (good.replace("vault:v1:", "vault:v9:"), "invalid ciphertext: version is too new"),
     ];
     for (bad, text) in cases {
-        assert_eq!(said(&transit, "decrypt/byok", ciphertext(&bad)).await, (400, text.to_owned()));
-        assert_eq!(said(&transit, "rewrap/byok", ciphertext(&bad)).await, (200, text.to_owned()));
+        assert_eq!(vault_answer(&transit, "decrypt/byok", ciphertext(&bad)).await, (400, text.to_owned()));
+        assert_eq!(vault_answer(&transit, "rewrap/byok", ciphertext(&bad)).await, (200, text.to_owned()));
         assert_eq!(unwraps(&kms, &named(&bad)).await, Some(KmsErrorClass::InvalidWrappedDek), "{text}");
         assert_eq!(rewraps(&kms, &named(&bad), "1").await, Some(KmsErrorClass::InvalidWrappedDek), "{text}");
     }
@@ -158,7 +158,10 @@ async fn a_wrapped_dek_that_rsa_does_not_open() {
     let mut good = wrapped(&kms).await;
     assert_eq!(unwraps(&kms, &good).await, None);
     let text = "failed to RSA decrypt the ciphertext: crypto/rsa: decryption error";
-    assert_eq!(said(&transit, "decrypt/rsa", ciphertext("vault:v1:AAAA")).await, (500, text.to_owned()));
+    assert_eq!(
+        vault_answer(&transit, "decrypt/rsa", ciphertext("vault:v1:AAAA")).await,
+        (500, text.to_owned())
+    );
     good.1.bytes = b"vault:v1:AAAA".to_vec();
     assert_eq!(unwraps(&kms, &good).await, Some(KmsErrorClass::InvalidWrappedDek));
 }
@@ -184,7 +187,7 @@ async fn a_version_below_the_minimum() {
     transit.write("keys/byok/config", json!({ "min_encryption_version": 2 })).await;
     let first = pinned(&transit, 1).await;
     let text = "requested version for encryption is less than the minimum encryption key version";
-    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1, text);
+    assert_eq!(vault_answer(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1, text);
     assert_eq!(wraps(&first).await, Some(KmsErrorClass::KeyVersionUnavailable));
     assert_eq!(rewraps(&kms, &old, "1").await, Some(KmsErrorClass::KeyVersionUnavailable));
     assert_eq!(unwraps(&kms, &old).await, None);
@@ -194,11 +197,11 @@ async fn a_version_below_the_minimum() {
         .await;
     let text = "ciphertext or signature version is disallowed by policy (too old)";
     let sent = ciphertext(std::str::from_utf8(&old.1.bytes).expect("text"));
-    assert_eq!(said(&transit, "decrypt/byok", sent).await.1, text);
+    assert_eq!(vault_answer(&transit, "decrypt/byok", sent).await.1, text);
     assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::KeyVersionUnavailable));
     assert_eq!(rewraps(&kms, &old, "2").await, Some(KmsErrorClass::KeyVersionUnavailable));
     assert_eq!(
-        said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1,
+        vault_answer(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1,
         "no such key version"
     );
     assert_eq!(wraps(&first).await, Some(KmsErrorClass::KeyVersionUnavailable));
@@ -209,7 +212,7 @@ async fn a_pinned_version_that_is_not_there_yet() {
     let transit = Vault::shared().transit().await;
     let kms = pinned(&transit, 2).await;
     let text = "requested version for encryption is higher than the latest key version";
-    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 2 }))).await.1, text);
+    assert_eq!(vault_answer(&transit, "encrypt/byok", plaintext(json!({ "key_version": 2 }))).await.1, text);
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured));
     assert_eq!(
         kms.current_version().await.err().map(|error| error.class),
@@ -241,7 +244,7 @@ async fn a_key_that_does_not_encrypt_or_wants_a_context() {
     for (path, text) in texts {
         let mut body = plaintext(json!({}));
         body["batch_input"][0]["ciphertext"] = "vault:v1:AAAA".into();
-        assert!(said(&transit, path, body).await.1.starts_with(text), "{path}");
+        assert!(vault_answer(&transit, path, body).await.1.starts_with(text), "{path}");
     }
     let token = transit.token().await;
     for key in ["signs", "derives"] {
@@ -262,8 +265,8 @@ async fn a_mount_that_is_missing_or_something_else() {
         ("identity", "1 error occurred:\n\t* unsupported path"),
     ] {
         let other = Transit { mount: mount.to_owned(), ..transit.clone() };
-        let (status, said) = said(&other, "encrypt/byok", plaintext(json!({}))).await;
-        assert!(status == 404 && said.starts_with(text), "{status} {said}");
+        let (status, answered) = vault_answer(&other, "encrypt/byok", plaintext(json!({}))).await;
+        assert!(status == 404 && answered.starts_with(text), "{status} {answered}");
         assert_eq!(wraps(&other.kms_as(&root)).await, Some(KmsErrorClass::Misconfigured), "{mount}");
     }
 }
@@ -276,7 +279,7 @@ async fn a_vault_that_is_sealed_and_unsealed_again() {
     let old = wrapped(&kms).await;
     server.seal().await;
     assert_eq!(
-        said(&transit, "encrypt/byok", plaintext(json!({}))).await,
+        vault_answer(&transit, "encrypt/byok", plaintext(json!({}))).await,
         (503, "Vault is sealed".to_owned())
     );
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Sealed));
@@ -298,7 +301,7 @@ async fn too_many_calls() {
         seen = seen.or(wraps(&kms).await);
     }
     assert_eq!(seen, Some(KmsErrorClass::Throttled));
-    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({}))).await.0, 429);
+    assert_eq!(vault_answer(&transit, "encrypt/byok", plaintext(json!({}))).await.0, 429);
 }
 
 #[tokio::test]
@@ -311,7 +314,8 @@ async fn an_item_error_carries_vaults_own_id_of_the_request() {
     assert_eq!((failed.http_status, failed.request_id.clone()), (Some(400), Some(id)));
 }
 
-/// Answers of OpenBao that Vault does not give, as its source has them: no OpenBao runs in the tests.
+/// Answers of OpenBao that Vault does not give, from its source code, since no OpenBao runs in the
+/// tests.
 mod openbao {
     use super::*;
     use crate::support::doctor;
@@ -319,8 +323,8 @@ mod openbao {
     use byok::config::VaultLogin;
     use byok::crypto::SecretText;
 
-    /// `ErrSoftDeleted` (sdk/helper/keysutil/policy.go, v2.0.3 and v2.5.5), in a batch: builtin/logical/transit/path_encrypt.go,
-    /// path_decrypt.go and path_rewrap.go.
+    /// `ErrSoftDeleted` (sdk/helper/keysutil/policy.go, v2.0.3 and v2.5.5), in a batch:
+    /// builtin/logical/transit/path_encrypt.go, path_decrypt.go and path_rewrap.go.
     fn soft_deleted(seen: &Seen) -> axum::response::Response {
         let item = |item: &str| {
             format!(
@@ -361,8 +365,9 @@ mod openbao {
         assert_eq!(KmsErrorClass::KeyDisabled.verdict(), byok::kms::Verdict::Revoked);
     }
 
-    /// `ErrLockedNamespace` and `ErrNamespaceSealed`: vault/request_handling.go and sdk/logical/response_util.go, v2.3.2 to
-    /// v2.6.2; a namespace of its own can be sealed from v2.6.0 on.
+    /// `ErrLockedNamespace` and `ErrNamespaceSealed`: vault/request_handling.go and
+    /// sdk/logical/response_util.go, v2.3.2 to v2.6.2; a namespace of its own can be sealed from
+    /// v2.6.0 on.
     #[tokio::test]
     async fn a_locked_namespace_is_turned_off_and_a_sealed_one_unreachable() {
         let locked = r#"{"errors":["API access to this namespace has been locked by an administrator - \"ns1/\" must be unlocked to gain access."]}"#;
@@ -373,8 +378,9 @@ mod openbao {
         }
     }
 
-    /// A token that was revoked or has expired: `fetchACLTokenEntryAndEntity` and `handleRequest` (vault/request_handling.go,
-    /// v2.0.3 to v2.6.2) say of it what they say of a policy. `lookup-self` of a token that lives: vault/token_store.go.
+    /// OpenBao gives the same answer for a revoked or expired token as for a missing policy:
+    /// `fetchACLTokenEntryAndEntity` and `handleRequest` (vault/request_handling.go, v2.0.3 to
+    /// v2.6.2). `lookup-self` of a valid token: vault/token_store.go.
     async fn doctor_of(lookup_self: (u16, &'static str)) -> String {
         let stub = Stub::start_with_tokens(move |seen, _| match seen.path.as_str() {
             "/v1/auth/token/lookup-self" => answer(lookup_self.0, lookup_self.1),
@@ -394,17 +400,20 @@ mod openbao {
 
     #[tokio::test]
     async fn doctor_names_both_causes_where_token_or_policy_may_be_wrong() {
-        let said = doctor_of((403, DENIED)).await;
-        assert!(said.contains("FAIL  key: making a DEK: AccessDenied"), "{said}");
-        assert!(said.contains("either the token is expired or revoked, or it lacks the right"), "{said}");
-        assert!(said.contains("grant `update` on transit/encrypt/byok"), "{said}");
+        let report = doctor_of((403, DENIED)).await;
+        assert!(report.contains("FAIL  key: making a DEK: AccessDenied"), "{report}");
+        assert!(report.contains("either the token is expired or revoked, or it lacks the right"), "{report}");
+        assert!(report.contains("grant `update` on transit/encrypt/byok"), "{report}");
     }
 
     #[tokio::test]
-    async fn doctor_asks_for_the_grant_where_the_token_is_known_to_live() {
+    async fn doctor_asks_for_the_grant_if_the_token_is_known_valid() {
         let lives = r#"{"request_id":"1b6d1bd4","lease_id":"","renewable":false,"lease_duration":0,"data":{"accessor":"a","ttl":3600},"wrap_info":null,"warnings":null,"auth":null}"#;
-        let said = doctor_of((200, lives)).await;
-        assert!(said.contains("grant `update` on transit/encrypt/byok"), "{said}");
-        assert!(said.contains("the token itself is good") && !said.contains("either the token"), "{said}");
+        let report = doctor_of((200, lives)).await;
+        assert!(report.contains("grant `update` on transit/encrypt/byok"), "{report}");
+        assert!(
+            report.contains("the token itself is good") && !report.contains("either the token"),
+            "{report}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A Vault that is away, slow, busy, or not a Vault; and what is sent to one.
+//! A Vault that is unreachable, slow, busy, or not a Vault, and the requests that we send to one.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ async fn class(kms: &VaultTransit) -> Option<KmsErrorClass> {
     wraps(kms).await.err().map(|error| error.class)
 }
 
-/// What a Vault answers to an encrypt.
+/// The answer of a Vault to an encrypt.
 fn wrapped_as_asked(seen: &Seen) -> axum::response::Response {
     let body: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
     let items = body["batch_input"].as_array().map_or(0, Vec::len);
@@ -69,7 +69,7 @@ async fn a_vault_that_hangs_is_a_timeout_at_the_deadline() {
     assert!(
         answers.iter().all(|item| item.as_ref().is_err_and(|error| error.class == KmsErrorClass::Timeout))
     );
-    // One after the other the nine requests would take 13.5 s.
+    // In sequence, the nine requests would take 13.5 s.
     assert!((1_500..10_000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
 }
 
@@ -154,7 +154,7 @@ async fn what_is_not_vaults_answer_is_an_internal_error() {
 }
 
 #[tokio::test]
-async fn every_request_carries_namespace_and_token_and_says_that_it_is_meant() {
+async fn every_request_has_the_namespace_token_and_request_header() {
     let stub = Stub::start(|seen, _| wrapped_as_asked(seen)).await;
     let kms = us(&format!("{}/proxied/", stub.address), |settings| {
         settings.namespace = Some("admin/team-a".to_owned());
@@ -209,7 +209,7 @@ async fn vaults_words_and_our_secrets_stay_out_of_errors_and_logs() {
         let outcome = kms.unwrap(&[(binding(), old)]).await;
         errors.push_str(&format!("{:?}", outcome[0].as_ref().err()));
     }
-    // One that succeeds, and whose plaintext comes back.
+    // A call that succeeds and returns the plaintext.
     let transit = Vault::shared().transit().await;
     let token = transit.token().await;
     let kms = transit.kms_as(&token);

@@ -1,4 +1,4 @@
-//! How we come by a Vault token and keep it, at a real Vault.
+//! How we fetch and renew a Vault token, at a real Vault.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -20,14 +20,15 @@ async fn seconds(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;
 }
 
-/// An AppRole mount of a test's own.
+/// An AppRole mount for one test.
 struct AppRole {
     transit: Transit,
     mount: String,
 }
 
 impl AppRole {
-    /// With a role whose tokens have our policy; `more` goes into its making.
+    /// A mount with a role whose tokens have our policy; `more` is added to the request that
+    /// creates the role.
     async fn create(more: serde_json::Value) -> Self {
         let transit = Vault::shared().transit().await;
         let mount = format!("customers/a-{}", uuid::Uuid::now_v7().simple());
@@ -46,7 +47,7 @@ impl AppRole {
         self.transit.vault.write(&self.path(""), to).await;
     }
 
-    /// The lockout of Vault's defaults, at this many failures.
+    /// Sets Vault's default lockout, but at this many failures.
     async fn lock_out_after(&self, failures: u32) {
         let lockout = json!({
             "lockout_threshold": failures.to_string(),
@@ -114,7 +115,7 @@ async fn a_token_that_was_revoked_is_replaced_within_the_call() {
 
 #[tokio::test]
 async fn a_token_is_renewed_without_traffic() {
-    // The secret id logs in once only.
+    // The secret id is valid for one login.
     let role =
         AppRole::create(json!({ "token_ttl": "4s", "token_max_ttl": "1h", "secret_id_num_uses": 1 })).await;
     let kms = role.kms(text(&role.secret_id().await)).await;
@@ -166,7 +167,7 @@ async fn destroying_a_secret_id_alone_ends_its_token_within_the_bound() {
     let kms = role.kms(text(&secret_id)).await;
     assert_eq!(wraps(&kms).await, None);
     role.destroy(&secret_id).await;
-    // The login in the background has shown it; it is not shown again yet.
+    // The login in the background has presented it; it is not presented again yet.
     assert_eq!(refused_within_the_bound(&kms).await, KmsErrorClass::LoginPaused);
 }
 
@@ -178,10 +179,10 @@ async fn wrong_secrets_lock_no_role_out_and_good_ones_work_immediately() {
     let kms = role.kms(SecretSource::File(file.path().to_owned())).await;
     for wrong in ["wrong-1", "wrong-2"] {
         write(file.path(), wrong);
-        // Callers who hang up before the login is answered leave its refusal to the others.
+        // Callers that hang up before the login is answered leave its refusal to the others.
         let hang_up = || tokio::time::timeout(Duration::from_millis(1), wraps(&kms));
         futures_util::future::join_all((0..20).map(|_| hang_up())).await;
-        // A client that tried again after 1, 2, 4 and 8 s would be refused six times in all.
+        // A client that retried after 1, 2, 4 and 8 s would be refused six times in all.
         for _ in 0..32 {
             assert_ne!(wraps(&kms).await, None);
             tokio::time::sleep(Duration::from_millis(125)).await;
@@ -220,7 +221,7 @@ async fn a_role_that_others_locked_out_is_tried_again_and_again() {
     assert_eq!(wraps(&role.kms(text("wrong")).await).await, Some(KmsErrorClass::CredentialInvalid));
     let kms = role.kms(text(&role.secret_id().await)).await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
-    // A refusal that is not counted is at most a minute old, and so is repeated.
+    // An uncounted refusal is at most a minute old, and so is returned again.
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     role.transit
         .vault
@@ -299,7 +300,7 @@ async fn policies_that_a_role_gets_later_come_with_a_new_login() {
     assert_eq!(wraps(&kms).await, None);
 }
 
-/// A login to a stub.
+/// A client that logs in to a stub.
 fn at_stub(stub: &Stub) -> VaultTransit {
     let (role_id, secret_id) = (SecretText::new("r".to_owned()), Some(text("s")));
     let login = VaultLogin::AppRole { mount: "approle".to_owned(), role_id, secret_id };
@@ -322,7 +323,7 @@ async fn a_login_that_was_refused_is_not_tried_again_at_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_not_counted_is_tried_again_after_a_second() {
+async fn an_uncounted_refusal_is_retried_after_a_second() {
     let stub = Stub::start(|_, _| answer(403, r#"{"errors":["permission denied"]}"#)).await;
     let kms = at_stub(&stub);
     for _ in 0..10 {
@@ -394,7 +395,7 @@ async fn a_token_file_replaced_within_one_tick_is_read_after_refusal() {
 }
 
 #[tokio::test]
-async fn a_token_file_that_is_gone_leaves_the_token_that_was_read() {
+async fn a_deleted_token_file_leaves_the_token_that_was_read() {
     let transit = Vault::shared().transit().await;
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("token");
@@ -407,7 +408,8 @@ async fn a_token_file_that_is_gone_leaves_the_token_that_was_read() {
     assert_eq!(wraps(&kms).await, None);
 }
 
-/// Vault asks the cluster whether a service account's token is genuine; the cluster is a stub, Vault is not.
+/// Vault asks the cluster whether a service account's token is genuine. Here the cluster is a stub,
+/// and Vault is real.
 #[tokio::test]
 async fn a_service_account_logs_in() {
     let cluster = Stub::start(|seen, _| {

@@ -1,4 +1,5 @@
-//! `docs/kms/vault.md`, as an operator follows it: a real Vault, and a server that uses the key that the page makes.
+//! `docs/kms/vault.md`, followed as an operator would: a real Vault, and a server that uses the key
+//! that the page creates.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::support::page::Page;
 use crate::support::server::TestServer;
 use crate::support::vault::OwnServer;
 
-/// Asks again until the record opens with this status.
+/// Decrypts the record until the answer has this status.
 async fn until(server: &TestServer, ciphertext: &str, status: u16) {
     let began = Instant::now();
     loop {

@@ -1,4 +1,5 @@
-//! What `byok policy vault-transit` prints is what it takes, and no more: a real Vault enforces it.
+//! The output of `byok policy vault-transit` is what byok needs, and nothing more: a real Vault
+//! enforces it.
 
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsDiagnosis, KmsErrorClass, Purpose};
@@ -8,13 +9,13 @@ use serde_json::json;
 use crate::support::printed_policy;
 use crate::support::vault::{Transit, Vault};
 
-/// The class of what each operation came to, with a token of this policy only: wrap, unwrap, rewrap.
+/// The outcomes of wrap, unwrap and rewrap with a token that has only this policy.
 async fn classes(transit: &Transit, policy: &str) -> [Option<KmsErrorClass>; 3] {
     let name = format!("{}-printed", transit.policy);
     transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await;
     let kms = transit.kms_as(&transit.vault.token(&[&name], json!({})).await);
     let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
-    // Made by somebody who may.
+    // The DEK is made with a token that may.
     let made = transit.kms().await.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
     let to = made.key_version.clone();
     [
@@ -59,7 +60,7 @@ async fn it_lets_nobody_make_a_key() {
     let name = format!("{}-printed", transit.policy);
     transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await;
     let token = transit.vault.token(&[&name], json!({})).await;
-    // As anybody might send it, without our own care.
+    // A direct request, without the checks of our client.
     let path = format!("{}/encrypt/not-there", transit.mount);
     let body = json!({ "plaintext": "AAAA" });
     assert_eq!(transit.vault.answer_to(&token, reqwest::Method::POST, &path, body).await.0, 403);
@@ -77,7 +78,7 @@ async fn it_keeps_a_token_alive_that_lacks_the_policy_default() {
     let token = transit.vault.token(&[&name], json!({ "period": "4s", "no_default_policy": true })).await;
     let kms = transit.kms_as(&token);
     assert_eq!(kms.knows_credential().await, Some(true));
-    // Longer than it lives without a renewal.
+    // Longer than the token lives without a renewal.
     tokio::time::sleep(std::time::Duration::from_secs(9)).await;
     assert_eq!(crate::support::calls::wraps(&kms).await, None);
 }
@@ -85,7 +86,7 @@ async fn it_keeps_a_token_alive_that_lacks_the_policy_default() {
 #[tokio::test]
 async fn with_optional_rights_doctor_says_how_a_key_was_made() {
     let transit = Vault::shared().transit().await;
-    for (key, made, said) in [
+    for (key, made, wanted) in [
         ("weak", json!({ "type": "aes128-gcm96" }), "weaker than the DEKs"),
         ("bound", json!({ "derived": true }), "`derived=true`"),
         ("lent", json!({ "exportable": true }), "take it out of Vault"),
@@ -102,12 +103,12 @@ async fn with_optional_rights_doctor_says_how_a_key_was_made() {
         let token = transit.vault.token(&[&name], json!({ "no_default_policy": true })).await;
         let kms = transit.kms_with(&token, |settings| settings.key = key.to_owned());
         let found: Vec<_> = kms.exposure().await.iter().map(|exposure| exposure.what).collect();
-        match said {
+        match wanted {
             "" => assert!(found.is_empty(), "{found:?}"),
-            said => assert!(matches!(found[..], [what] if what.contains(said)), "{found:?}"),
+            wanted => assert!(matches!(found[..], [what] if what.contains(wanted)), "{found:?}"),
         }
         let without = transit.vault.token(&[&transit.policy], json!({})).await;
         let kms = transit.kms_with(&without, |settings| settings.key = key.to_owned());
-        assert!(kms.exposure().await.is_empty(), "it says nothing of what it may not look at");
+        assert!(kms.exposure().await.is_empty(), "it reports nothing about what it may not read");
     }
 }

@@ -1,4 +1,4 @@
-//! Vault over TLS: whom we trust, and who we are.
+//! Vault over TLS: the certificates that we trust, and the one that we present.
 
 use byok::config::{ClientCertificate, VaultSettings};
 use byok::kms::{KmsErrorClass, VaultTransit};

@@ -1,5 +1,5 @@
-//! The limits of a minute as callers meet them: over each there is a refusal that says when to come back, and what costs
-//! the customer nothing goes on.
+//! The rate limits as callers see them: each refusal says when to come back, and calls that cost
+//! the customer nothing go on.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -23,13 +23,13 @@ fn plain(count: usize) -> Value {
     (0..count).map(|n| json!({ "plaintext": format!("p-{n}"), "record_id": format!("r-{n}") })).collect()
 }
 
-/// As GraphQL names it.
+/// The same items with GraphQL's field names.
 fn camel(items: &Value) -> Value {
     let text = items.to_string().replace("\"record_id\"", "\"recordId\"");
     serde_json::from_str(&text).unwrap()
 }
 
-/// Tokens of the values `p-n` of the records `r-n`, as items to decrypt.
+/// Tokens for the values `p-n` of the records `r-n`, as items to decrypt.
 async fn tokens(server: &TestServer, count: usize) -> Vec<Value> {
     let answer = server.post("/byok/encrypt/many", json!({ "items": plain(count) })).await;
     let answers = answer.body["items"].as_array().unwrap_or_else(|| panic!("{}", answer.body));
@@ -53,7 +53,8 @@ async fn reveal(server: &TestServer, items: &[Value]) -> Vec<Value> {
     (0..items.len()).map(|n| answer["data"][format!("f{n}")].clone()).collect()
 }
 
-/// A refusal for the rate: its status, its code, and a wait of whole seconds within these bounds; gives the wait.
+/// Asserts that an answer is a refusal for the rate: status, code, and a wait of 1 to `most` whole
+/// seconds. Returns the wait.
 fn limited(answer: &Answer, most: u64) -> u64 {
     assert_eq!(
         (answer.status.as_u16(), &answer.body["code"]),
@@ -67,7 +68,7 @@ fn limited(answer: &Answer, most: u64) -> u64 {
     seconds
 }
 
-/// The same in GraphQL.
+/// Asserts the same of an answer in GraphQL.
 fn limited_in_graphql(answer: &Value, most: u64) {
     let extensions = &answer["errors"][0]["extensions"];
     assert_eq!(extensions["code"], "RATE_LIMITED", "{answer}");
@@ -103,7 +104,7 @@ async fn items_past_the_budget_wait_unless_they_can_never_pass() {
             .await;
     let admin = server.jwt("admin", "the-admin");
     let items = tokens(&server, 8).await;
-    // Eight of ten are taken: five have to wait for three, six seconds each.
+    // Eight of ten are used: five more must wait until three are free, at six seconds each.
     let many = json!({ "items": plain(5) });
     limited(&server.post("/byok/encrypt/many", many.clone()).await, 18);
     limited_in_graphql(&server.graphql(&admin, ENCRYPT_MANY, json!({ "i": camel(&plain(5)) })).await, 18);
@@ -112,7 +113,7 @@ async fn items_past_the_budget_wait_unless_they_can_never_pass() {
     let never = server.post("/byok/encrypt/many", json!({ "items": plain(11) })).await;
     assert_eq!((never.status.as_u16(), &never.body["code"]), (413, &json!("TOO_MANY_ITEMS")));
     assert_eq!(never.body["retryable"], false);
-    assert!(never.headers.get("retry-after").is_none(), "a wait would be a lie");
+    assert!(never.headers.get("retry-after").is_none(), "waiting would not help");
     assert!(never.body["detail"].as_str().unwrap().contains("never"), "{}", never.body);
     let never = server.graphql(&admin, ENCRYPT_MANY, json!({ "i": camel(&plain(11)) })).await;
     assert_eq!(never["errors"][0]["extensions"]["code"], "TOO_MANY_ITEMS", "{never}");
@@ -136,7 +137,7 @@ async fn items_past_the_budget_wait_unless_they_can_never_pass() {
     }
 }
 
-/// What a budget of so many a minute lets out at most in this time, and the probes beside it.
+/// The most requests that a budget of this many a minute allows in this time, plus probes.
 fn most(per_minute: u64, began: Instant) -> usize {
     let seconds = began.elapsed().as_secs() + 1;
     usize::try_from(per_minute + seconds * per_minute / 60 + seconds * 4).unwrap()
@@ -182,7 +183,7 @@ async fn past_the_kms_budget_cold_decrypts_wait_and_hot_ones_continue() {
     for _ in 0..20 {
         assert_eq!(server.post("/byok/decrypt", hot.clone()).await.body["plaintext"], "p-0");
     }
-    // The budget fills up meanwhile: each tries until there is nothing left.
+    // The budget refills meanwhile, so each caller tries until nothing is left.
     let mut cold = items[1_001..].iter();
     let refused_in_graphql = loop {
         let item = cold.next().expect("the budget is spent");
@@ -217,12 +218,12 @@ async fn past_the_kms_budget_cold_decrypts_wait_and_hot_ones_continue() {
         "OK",
         "the key is well: a probe goes through"
     );
-    let said = server.logged().matches("BYOK_KMS_CALLS_PER_MINUTE").count();
-    assert!((1..=3).contains(&said), "said {said} times, and not for each call");
+    let times_logged = server.logged().matches("BYOK_KMS_CALLS_PER_MINUTE").count();
+    assert!((1..=3).contains(&times_logged), "logged {times_logged} times, and not for each call");
 }
 
-/// Of a batch of twenty, ten go out and the others are told to wait; then nothing does but probes. A provider that takes a
-/// request for a whole batch has spent one.
+/// Of a batch of twenty, ten are sent and the others are refused; then only probes are sent. A
+/// provider that takes a whole batch in one request has used one.
 async fn not_one_more_than_the_budget_goes_out(mut provider: Provided, batch: bool, names: &[&str]) {
     let relays = provider.relayed().await;
     provider.variables.push(("BYOK_KMS_CALLS_PER_MINUTE".to_owned(), "10".to_owned()));
@@ -243,10 +244,11 @@ async fn not_one_more_than_the_budget_goes_out(mut provider: Provided, batch: bo
         }
     };
     assert_eq!(last.class, KmsErrorClass::BudgetSpent);
-    // It fills up by one in six seconds.
+    // The budget refills by one in six seconds.
     let refilled = usize::try_from(began.elapsed().as_secs() / 6).unwrap();
     let seen = asked(&relays[0], names);
-    // One of the ten may be AWS's list of the key's versions, which comes once and is not refused.
+    // One of the ten may be AWS's list of the key's versions, which is requested once and not
+    // refused.
     assert!((9..=10 + refilled).contains(&seen), "{seen}: {:?}", relays[0].state.counts.lock().unwrap());
 
     let probe = DekBinding { purpose: Purpose::Probe, ..binding() };
@@ -307,13 +309,14 @@ async fn retries_are_taken_from_the_budget() {
     let refilled = usize::try_from(began.elapsed().as_secs() / 6).unwrap();
     let seen = asked(&relays[0], &["encrypt"]);
     assert!((10..=10 + refilled).contains(&seen), "{seen}");
-    // Three tries each, and one: what the provider said is told even where there was no budget to try again.
+    // Three tries each, and one more: the provider's error is returned even if the budget has no
+    // room for a retry.
     assert_eq!(classes[..4], [KmsErrorClass::Internal; 4]);
     assert!(classes.contains(&KmsErrorClass::BudgetSpent));
 }
 
 #[tokio::test]
-async fn a_rotation_slows_down_leaves_half_of_the_budget_and_loses_nothing() {
+async fn a_rotation_leaves_half_of_the_budget_and_loses_nothing() {
     const RECORDS: usize = 180;
     let provider = Provided::gcp().await;
     let mut environment = provider.environment();
@@ -322,7 +325,7 @@ async fn a_rotation_slows_down_leaves_half_of_the_budget_and_loses_nothing() {
     let items = tokens(&seeder, RECORDS).await;
     seeder.stop().await;
     (provider.rotate)().await;
-    // Each re-wrap is two calls: three hundred go at once, the other sixty five a second.
+    // Each re-wrap is two calls: three hundred at once, the other sixty at five a second.
     environment.push(("BYOK_KMS_CALLS_PER_MINUTE", "600"));
     let server = TestServer::on(seeder.key.clone(), seeder.database_url.clone(), &environment).await;
     let began = Instant::now();
@@ -362,13 +365,13 @@ async fn a_rotation_slows_down_leaves_half_of_the_budget_and_loses_nothing() {
     assert_eq!(recorded, RECORDS, "each DEK stands in an entry once");
     let answer = server.post("/byok/decrypt/many", json!({ "items": items })).await;
     for (n, item) in answer.body["items"].as_array().unwrap().iter().enumerate() {
-        // What the budget does not let through is told so, and comes the next time.
+        // An item beyond the budget is refused as such, and succeeds later.
         let opened = item["plaintext"] == format!("p-{n}");
         assert!(opened || item["error"]["code"] == "RATE_LIMITED", "{item}");
     }
 }
 
-/// One mutation with so many root fields, each a call of its own.
+/// One mutation with this many root fields, each a call of its own.
 fn roots(count: usize, ciphertext: &str, record_id: &str) -> String {
     let root = |n| {
         format!("f{n}: byokDecrypt(ciphertext: \"{ciphertext}\", recordId: \"{record_id}\") {{ plaintext }} ")
@@ -376,7 +379,7 @@ fn roots(count: usize, ciphertext: &str, record_id: &str) -> String {
     format!("mutation {{ {} }}", (0..count).map(root).collect::<String>())
 }
 
-/// How many of so many root fields were answered, and how many were refused with this code.
+/// The number of root fields that were answered, and of those that were refused with this code.
 fn counted(answer: &Value, code: &str) -> (usize, usize) {
     let answered =
         answer["data"].as_object().map_or(0, |data| data.values().filter(|root| !root.is_null()).count());
@@ -385,17 +388,18 @@ fn counted(answer: &Value, code: &str) -> (usize, usize) {
 }
 
 #[tokio::test]
-async fn the_junk_of_one_user_uses_up_no_minute_but_their_own() {
+async fn the_junk_of_one_user_uses_only_their_own_share() {
     let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "100")]).await;
     let token = server.encrypt("p", "r").await;
     let (greedy, other) = (server.jwt("service", "greedy"), server.jwt("service", "other"));
     for ciphertext in ["junk", token.as_str()] {
-        // No token at all; and one that does not open in this context.
+        // Not a token; and a token that cannot be decrypted in this context.
         let answer = server.graphql(&greedy, &roots(300, ciphertext, "not-r"), Value::Null).await;
         assert_eq!(counted(&answer, "RATE_LIMITED").0, 0, "{ciphertext}");
-        assert!(counted(&answer, "RATE_LIMITED").1 >= 190, "theirs is used up: {answer}");
+        assert!(counted(&answer, "RATE_LIMITED").1 >= 190, "their own share is used up: {answer}");
     }
-    // Of a minute in which two have asked, each has half; the junk took nothing of it.
+    // When two users have called in a minute, each has half of it; the junk used none of the
+    // other's half.
     let answer = server.graphql(&other, &roots(45, &token, "r"), Value::Null).await;
     assert_eq!(counted(&answer, "RATE_LIMITED"), (45, 0), "nothing of it was used up: {answer}");
     let empty =
@@ -405,7 +409,8 @@ async fn the_junk_of_one_user_uses_up_no_minute_but_their_own() {
         .fetch_one(&server.database().await)
         .await
         .unwrap();
-    // A minute's worth of refusals, what was done, and what came meanwhile; the rest of what is refused leaves no entry.
+    // One minute's worth of refusals, the successful calls, and refills meanwhile; further refusals
+    // leave no entries.
     assert!((145..=330).contains(&entries), "{entries}");
 }
 
@@ -419,7 +424,7 @@ async fn one_user_has_the_whole_minute_and_two_nearly_half_each() {
         counted(&answer, "RATE_LIMITED").0
     };
     assert_eq!(ask("alone", 150).await + ask("alone", 150).await, 300);
-    // From here on there are two.
+    // From here on there are two users.
     let (mut first, mut second) = (0, 0);
     for _ in 0..6 {
         let (of_first, of_second) = tokio::join!(ask("alone", 100), ask("second", 100));

@@ -1,4 +1,5 @@
-//! More than the server can do: it refuses the rest, and stays itself. `docs/load.md` holds the rules.
+//! Overload: the server refuses what it cannot do, and stays responsive. `docs/load.md` has the
+//! rules.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 use crate::support::toxics::{Fault, Way};
 
-/// One number of the metrics, by the text before it.
+/// One value in the metrics, by the text before it.
 async fn metric(server: &TestServer, name: &str) -> u64 {
     let text =
         server.client.get(format!("{}/metrics", server.base)).send().await.unwrap().text().await.unwrap();
@@ -22,7 +23,7 @@ async fn metric(server: &TestServer, name: &str) -> u64 {
     value.map_or(0, |value| value.parse::<f64>().unwrap() as u64)
 }
 
-/// Waits until a metric is as it should be.
+/// Waits until a metric has the expected value.
 async fn until(server: &TestServer, name: &str, right: impl Fn(u64) -> bool) {
     for _ in 0..1_200 {
         if right(metric(server, name).await) {
@@ -43,7 +44,8 @@ fn encrypt(server: &TestServer, client: &Client, plaintext: &str) -> reqwest::Re
     client.post(format!("{}/byok/encrypt", server.base)).bearer_auth(server.jwt("admin", "a")).json(&body)
 }
 
-/// That an answer says to come back later, in the form of the front: a problem document, or GraphQL's errors.
+/// Asserts that an answer tells the client to come back later, in the front's own format: a problem
+/// document, or GraphQL's errors.
 async fn is_refused(response: Response) {
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["retry-after"], "1");
@@ -59,7 +61,7 @@ async fn is_refused(response: Response) {
     }
 }
 
-/// A server whose DEKs are all cold but that of `hot`, while its KMS hangs.
+/// A server that has only the DEK of `hot` in memory, and whose KMS hangs.
 struct Hanging {
     server: TestServer,
     way: Way,
@@ -75,7 +77,7 @@ impl Hanging {
             &[
                 ("BYOK_VAULT_ADDR", address.as_str()),
                 ("BYOK_KMS_TIMEOUT_MS", "60000"),
-                // Half a minute in which what is hot is served under the last proof from before the KMS hung.
+                // The last proof from before the KMS hung covers `hot` for half a minute.
                 ("BYOK_KEY_PROBE_TIMEOUT_MS", "30000"),
                 ("BYOK_REQUEST_TIMEOUT_SECONDS", "90"),
             ],
@@ -102,17 +104,17 @@ impl Hanging {
         tokio::spawn(async move { request.send().await.unwrap() })
     }
 
-    /// Decrypts a cold record; it waits as long as the KMS hangs.
+    /// Decrypts a record whose DEK is not in memory, which takes as long as the KMS hangs.
     fn cold(&self, n: usize) -> JoinHandle<Response> {
         self.decrypt(&self.cold[n], &format!("cold-{n}"))
     }
 }
 
-/// A server with one place, which is taken, until the way to its KMS is mended.
+/// A server with one slot, which is taken until the KMS can be reached again.
 async fn full() -> (Hanging, JoinHandle<Response>) {
     let hanging = Hanging::with(&[("BYOK_MAX_IN_FLIGHT", "1")], 1).await;
     let taken = hanging.cold(0);
-    until(&hanging.server, "byok_places_taken", |places| places == 1).await;
+    until(&hanging.server, "byok_places_taken", |slots| slots == 1).await;
     (hanging, taken)
 }
 
@@ -132,7 +134,7 @@ async fn a_full_server_refuses_in_each_fronts_form_and_keeps_connections() {
     }
     assert_eq!(metric(&server, r#"byok_requests_shed_total{full="places"}"#).await, 14);
     taken.abort();
-    until(&server, "byok_places_taken", |places| places == 0).await;
+    until(&server, "byok_places_taken", |slots| slots == 0).await;
     way.mend(Fault::Hung).await;
     let answer = encrypt(&server, &server.client, "x").send().await.unwrap();
     assert_eq!(answer.status(), 200, "it serves again at once");
@@ -153,7 +155,7 @@ async fn whoever_watches_a_full_server_is_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_before_it_sends_is_refused_without_its_body() {
+async fn a_client_that_expects_continue_is_refused_without_its_body() {
     let (Hanging { server, .. }, taken) = full().await;
     let head = "POST /byok/encrypt HTTP/1.1\r\nhost: byok\r\ncontent-length: 1000000\r\nexpect: 100-continue\r\n\r\n";
     let mut stream = TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap();
@@ -169,7 +171,7 @@ async fn a_client_that_asks_before_it_sends_is_refused_without_its_body() {
 async fn while_the_kms_hangs_hot_records_are_served_cold_ones_bounded() {
     let hanging = Hanging::with(&[("BYOK_MAX_IN_FLIGHT", "8")], 12).await;
     let waiting: Vec<_> = (0..4).map(|n| hanging.cold(n)).collect();
-    until(&hanging.server, "byok_places_taken", |places| places == 4).await;
+    until(&hanging.server, "byok_places_taken", |slots| slots == 4).await;
     for n in 4..12 {
         is_refused(hanging.cold(n).await.unwrap()).await;
     }
@@ -184,20 +186,21 @@ async fn while_the_kms_hangs_hot_records_are_served_cold_ones_bounded() {
     assert!(waiting.iter().all(|cold| !cold.is_finished()), "the KMS still hangs");
     hanging.way.mend(Fault::Hung).await;
     waiting.iter().for_each(JoinHandle::abort);
-    until(&hanging.server, "byok_places_taken", |places| places == 0).await;
+    until(&hanging.server, "byok_places_taken", |slots| slots == 0).await;
     for _ in 0..100 {
         let answer: Value = hanging.cold(11).await.unwrap().json().await.unwrap();
         if answer["plaintext"] == "cold" {
             return;
         }
-        // The way's own connections break when it is mended.
+        // The route's own connections break when the fault ends.
         assert_eq!(answer["code"], "KMS_UNAVAILABLE");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("cold records are not served again");
 }
 
-/// A connection over which a `POST` of an encrypt came, with a body of this announced length, but for what is missing.
+/// A connection on which the server received a `POST` to encrypt, with this announced body length,
+/// except for the last `missing` bytes.
 async fn sends(server: &TestServer, length: usize, missing: usize) -> TcpStream {
     let mut stream = TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap();
     let head = format!(
@@ -239,7 +242,7 @@ async fn who_sends_slowly_holds_no_place_and_is_given_up() {
         silent.push(sends(&server, 1_000, 1).await);
     }
     let mut trickling = sends(&server, 1_000_000, 900_000).await;
-    // Of what was announced no more is reserved than comes.
+    // Only what has arrived counts, not what was announced.
     until(&server, "byok_body_bytes_held", |bytes| bytes >= 131_072).await;
     assert!(metric(&server, "byok_body_bytes_held").await < 1_000_000);
     assert_eq!(metric(&server, "byok_places_taken").await, 0);
@@ -270,7 +273,7 @@ async fn who_sends_slowly_holds_no_place_and_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_dropped_and_its_bytes_freed() {
+async fn a_client_that_never_reads_is_dropped_and_its_bytes_freed() {
     let server =
         TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "16000000"), ("BYOK_REQUEST_TIMEOUT_SECONDS", "6")])
             .await;
@@ -288,7 +291,8 @@ async fn a_client_that_does_not_read_is_dropped_and_its_bytes_freed() {
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(body.as_bytes()).await.unwrap();
-    // By HTTP/2 the connection flows, and answers its pings: it is the stream whose window is used up.
+    // With HTTP/2 the connection itself is not blocked and answers pings; only the stream's window
+    // is exhausted.
     let window =
         Client::builder().http2_prior_knowledge().http2_initial_stream_window_size(65_535).build().unwrap();
     let held = encrypt(&server, &window, &text).send().await.unwrap();
@@ -304,20 +308,20 @@ async fn a_client_that_does_not_read_is_dropped_and_its_bytes_freed() {
     server.encrypt("x", "r").await;
 }
 
-/// What a minute of too many calls did.
+/// The result of a minute of overload.
 #[derive(Debug)]
 struct Overload {
-    /// Calls a second that the server answers when nobody asks for more than it can do.
+    /// The calls a second that the server answers without overload.
     capacity: f64,
-    /// Of those that were offered too many, a second.
+    /// The calls a second that the server answers under overload.
     served: f64,
     shed: usize,
-    /// Resident memory in KiB: before, and the most.
+    /// The resident memory in KiB: before, and at most.
     before: u64,
     most: u64,
 }
 
-/// Finds out what the server can do, then offers three times that.
+/// Measures the server's capacity, then offers three times that.
 async fn overload(settings: &[(&str, &str)], length: Duration) -> (TestServer, Overload) {
     let server = TestServer::with(&[&[("BYOK_LOG", "info")], settings].concat()).await;
     let body = json!({ "plaintext": "x".repeat(100_000), "record_id": "r" }).to_string();
@@ -330,7 +334,7 @@ async fn overload(settings: &[(&str, &str)], length: Duration) -> (TestServer, O
     for _ in 0..slices {
         let served = calls.answered("200");
         calls.at_rate(3.0 * capacity, slice).await;
-        // Others use this machine: where they leave it more, it is offered more.
+        // Other processes use this machine: when they leave it more, more is offered.
         capacity = capacity.max((calls.answered("200") - served) as f64 / slice.as_secs_f64());
     }
     let served = (calls.answered("200") - served_before) as f64 / (slices * slice.as_secs()) as f64;

@@ -1,5 +1,5 @@
-//! The one integration target: the real binary against real servers, and the house's own rules. `scripts/servers start`
-//! starts what it needs; `scripts/test` does so by itself.
+//! The one integration target: the real binary against real servers, and the rules about the tree.
+//! `scripts/servers start` starts what it needs; `scripts/test` does so by itself.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
@@ -19,7 +19,7 @@ mod canary;
 mod canary_kms;
 mod checkpoints;
 mod checkpoints_behind;
-mod checkpoints_places;
+mod checkpoints_destinations;
 mod checkpoints_store;
 mod cli;
 mod committer;
@@ -30,7 +30,6 @@ mod faults;
 mod frontend;
 mod graphql;
 mod guarded;
-mod hands;
 mod health;
 mod held_rows;
 mod jwks;
@@ -59,6 +58,7 @@ mod kms_gcp_doctor;
 mod kms_gcp_errors;
 mod kms_gcp_integrity;
 mod kms_gcp_login;
+mod kms_switches;
 mod kms_vault_errors;
 mod kms_vault_faults;
 mod kms_vault_login;

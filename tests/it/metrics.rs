@@ -1,5 +1,5 @@
-//! The metrics: in the format that is asked for, as Prometheus' own tools read them, and all of them on the page, in the rules and on
-//! the dashboard of `docs/`.
+//! The metrics: served in the requested format, readable by Prometheus' own tools, and complete on
+//! the page, in the rules and on the dashboard of `docs/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::checkpoints::{KEY_FILE, eventually, made_key};
-use crate::checkpoints_places::{DIRECTORY, EVERY};
+use crate::checkpoints_destinations::{DIRECTORY, EVERY};
 use crate::reread::hang_up;
 use crate::support::{needed, server::TestServer};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A server that has had everything happen to it that is measured.
+/// A server on which everything has happened that a metric counts.
 struct Busy {
     server: TestServer,
     _folder: tempfile::TempDir,
@@ -38,13 +38,13 @@ impl Busy {
         let busy = Self { server, _folder: folder };
         let token = busy.server.encrypt("p", "r").await;
         assert_eq!(busy.server.decrypt(&token, "another").await.status, 422);
-        // More new records than the budget has requests for.
+        // More new records than the budget allows requests for.
         for n in 0..20 {
             let body = json!({ "plaintext": "p", "context": { "record_id": format!("r-{n}") } });
             busy.server.post("/byok/encrypt", body).await;
         }
         hang_up(&busy.server);
-        // More than one address has of what needs no identity.
+        // More requests without credentials than one address may send.
         let stranger = async || {
             let request = busy.server.client.post(format!("{}/graphql", busy.server.base));
             request.json(&json!({ "query": "{ __typename }" })).send().await.unwrap().status()
@@ -61,7 +61,7 @@ impl Busy {
         busy
     }
 
-    /// Content type and text of what is answered to one who sends this `Accept`.
+    /// The content type and text of the answer to a scrape with this `Accept`.
     async fn scrape(&self, accept: Option<&str>) -> (String, String) {
         let mut request = self.server.client.get(format!("{}/metrics", self.server.base));
         if let Some(accept) = accept {
@@ -74,8 +74,8 @@ impl Busy {
     }
 }
 
-/// What a program makes of a text on its standard input: its exit code and what it wrote.
-async fn said(program: &str, arguments: &[&str], input: &str) -> (Option<i32>, String) {
+/// The exit code and output of a program that reads this text on its standard input.
+async fn run_with_input(program: &str, arguments: &[&str], input: &str) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.kill_on_drop(true).spawn().expect("it runs");
@@ -86,7 +86,7 @@ async fn said(program: &str, arguments: &[&str], input: &str) -> (Option<i32>, S
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 
-/// The name of each sample with the names of its labels, as Prometheus' Python library reads the text.
+/// Each sample's name with its labels' names, as Prometheus' Python library reads the text.
 async fn parsed(parser: &str, text: &str) -> BTreeSet<String> {
     let script = format!(
         "import sys
@@ -95,16 +95,16 @@ for family in read(sys.stdin.read()):
     for sample in family.samples:
         print(sample.name, sorted(sample.labels))"
     );
-    let (code, said) = said(&needed("BYOK_TEST_PYTHON"), &["-c", &script], text).await;
-    assert_eq!(code, Some(0), "{said}");
-    said.lines().map(str::to_owned).collect()
+    let (code, samples) = run_with_input(&needed("BYOK_TEST_PYTHON"), &["-c", &script], text).await;
+    assert_eq!(code, Some(0), "{samples}");
+    samples.lines().map(str::to_owned).collect()
 }
 
 fn file(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
 }
 
-/// Every name of a metric in a text, without what a histogram adds to it.
+/// Every metric name in a text, without a histogram's suffixes.
 fn named(text: &str, types: &BTreeMap<String, String>) -> BTreeSet<String> {
     let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
     let names = words.filter(|word| word.starts_with("byok_")).map(|word| {
@@ -116,7 +116,7 @@ fn named(text: &str, types: &BTreeMap<String, String>) -> BTreeSet<String> {
     names.collect()
 }
 
-/// Every expression of the dashboard.
+/// Collects every expression of the dashboard.
 fn expressions(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(members) => {
@@ -139,9 +139,9 @@ async fn prometheus_reads_both_formats_and_they_say_the_same() {
     assert_eq!(kind, OPEN_METRICS);
     assert_eq!(busy.scrape(Some("text/html, */*;q=0.8")).await.0, CLASSIC, "a browser");
 
-    // Exit code and standard output of a text in which it finds nothing to say.
+    // The exit code and standard output for a text without problems.
     let promtool = needed("BYOK_TEST_PROMTOOL");
-    assert_eq!(said(&promtool, &["check", "metrics"], &classic).await, (Some(0), String::new()));
+    assert_eq!(run_with_input(&promtool, &["check", "metrics"], &classic).await, (Some(0), String::new()));
     let samples = parsed("prometheus_client.parser", &classic).await;
     assert!(!samples.is_empty());
     let others = parsed("prometheus_client.openmetrics.parser", &open_metrics).await;
@@ -166,7 +166,7 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
     assert!(of_rules.is_subset(&served), "the rules: {:?}", of_rules.difference(&served));
 
     let rows = page.lines().filter(|line| line.starts_with("| `byok_"));
-    let mut told = BTreeMap::new();
+    let mut documented = BTreeMap::new();
     for row in rows {
         let [_, name, kind, labels, ..] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
             panic!("{row}")
@@ -175,7 +175,7 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
         assert_eq!(types.get(name).map(String::as_str), Some(kind), "{name}");
         let labels =
             labels.split(", ").map(|label| label.trim_matches('`')).filter(|label| !label.is_empty());
-        told.insert(name.to_owned(), labels.map(str::to_owned).collect::<BTreeSet<_>>());
+        documented.insert(name.to_owned(), labels.map(str::to_owned).collect::<BTreeSet<_>>());
     }
     for sample in text.lines().filter(|line| !line.starts_with('#')) {
         let (name, labels) = sample.split_once('{').unwrap_or((sample.split(' ').next().unwrap(), ""));
@@ -183,15 +183,15 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
         let labels =
             labels.split("\",").filter_map(|label| Some(label.trim_start_matches('}').split_once("=\"")?.0));
         let labels: BTreeSet<String> = labels.filter(|label| *label != "le").map(str::to_owned).collect();
-        assert_eq!(told.get(name), Some(&labels), "{sample}");
+        assert_eq!(documented.get(name), Some(&labels), "{sample}");
     }
 
-    // The expressions are ones that Prometheus takes.
+    // Prometheus accepts the expressions.
     let promtool = needed("BYOK_TEST_PROMTOOL");
     let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring").join(name);
     let rules = path("alerts.yaml").display().to_string();
-    let (code, told) = said(&promtool, &["check", "rules", &rules], "").await;
-    assert!(code == Some(0) && told.contains("SUCCESS: 21 rules found"), "{told}");
+    let (code, report) = run_with_input(&promtool, &["check", "rules", &rules], "").await;
+    assert!(code == Some(0) && report.contains("SUCCESS: 21 rules found"), "{report}");
     let mut found = Vec::new();
     expressions(&serde_json::from_str(&dashboard).unwrap(), &mut found);
     let rules: Vec<Value> = found
@@ -204,8 +204,8 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
     let written = folder.path().join("rules.yaml");
     std::fs::write(&written, json!({ "groups": [{ "name": "panels", "rules": rules }] }).to_string())
         .unwrap();
-    let (code, told) = said(&promtool, &["check", "rules", written.to_str().unwrap()], "").await;
-    assert_eq!(code, Some(0), "{told}");
+    let (code, report) = run_with_input(&promtool, &["check", "rules", written.to_str().unwrap()], "").await;
+    assert_eq!(code, Some(0), "{report}");
 }
 
 #[tokio::test]

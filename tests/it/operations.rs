@@ -1,4 +1,4 @@
-//! What an operator relies on: TLS, traces, limits of the process, documents that are the code's own.
+//! Operational concerns: TLS, traces, process limits, and documents generated from the code.
 
 use std::path::Path;
 use std::time::Duration;
@@ -84,7 +84,7 @@ async fn what_the_process_holds_is_locked_in_memory_where_permitted() {
     let is_permitted = is_capable || limit.split_whitespace().nth(3) == Some("unlimited");
     let (locked, resident): (u64, u64) = (field("VmLck:").parse().unwrap(), field("VmRSS:").parse().unwrap());
     assert_eq!(locked > 0, is_permitted, "{status}");
-    // Pages are locked once they are used: the rest is address space alone.
+    // Memory is locked page by page on first use: the rest is only address space.
     assert!(resident < 256 << 10, "{resident} KiB");
 }
 
@@ -98,7 +98,7 @@ async fn a_stranger_cannot_make_the_server_read_a_large_body() {
             .post(format!("{}{path}", server.base))
             .header("content-type", "application/json")
             .body(large.clone());
-        // It may hang up before all of it is sent: both are a refusal.
+        // The server may hang up before the whole body is sent, which counts as a refusal too.
         if let Ok(response) = request.send().await {
             let text = response.text().await.unwrap_or_default();
             assert!(text.contains("invalid-headers"), "{text}");
@@ -107,9 +107,9 @@ async fn a_stranger_cannot_make_the_server_read_a_large_body() {
     assert_eq!(server.get("/live").await.status, 200);
 }
 
-/// On a machine that is too busy a proof may age past its bound before an answer leaves. Then the answer
-/// is withheld or broken off, and the call is to be tried again. Waiting for a connection of our own is
-/// never an outage of the database.
+/// On a busy machine a proof may expire before an answer leaves. Then the answer is withheld or
+/// broken off, and the call is retried. Waiting for one of our own connections is never an outage
+/// of the database.
 #[tokio::test]
 async fn a_thousand_parallel_calls_are_all_answered() {
     let server = TestServer::start().await;
@@ -198,11 +198,11 @@ async fn a_connection_that_never_says_what_it_wants_is_closed() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let server = TestServer::start().await;
     let address = server.base.strip_prefix("http://").unwrap().to_owned();
-    for said in ["", "PRI * HT", "GET / HT"] {
+    for sent in ["", "PRI * HT", "GET / HT"] {
         let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-        stream.write_all(said.as_bytes()).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
         let ended = tokio::time::timeout(Duration::from_secs(15), stream.read_to_end(&mut Vec::new())).await;
-        assert!(ended.is_ok(), "still open after {said:?}");
+        assert!(ended.is_ok(), "still open after {sent:?}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The DEK pool: an encrypt of a new record does not wait for the KMS; what lies ready is used once, under the same fence, and
-//! goes when the key does.
+//! The DEK pool: an encrypt of a new record does not wait for the KMS. A pooled DEK is used once,
+//! under the same fence, and is dropped when the key is turned off.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -17,13 +17,13 @@ use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 use crate::support::switch::A;
 
-/// A server with a pool, and what stands before its Vault.
+/// A server with a pool, and the relay in front of its Vault.
 struct Bench {
     server: TestServer,
     relay: Relay,
 }
 
-/// What `/metrics` says of the pool.
+/// The pool's values in `/metrics`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counts {
     held: u64,
@@ -62,7 +62,7 @@ impl Bench {
         let mut environment = vec![
             ("BYOK_VAULT_ADDR", relay.url.as_str()),
             ("BYOK_DEK_POOL", size),
-            // A busy machine must not look like a KMS that is out of reach.
+            // A long timeout, so that a busy machine does not look like an unreachable KMS.
             ("BYOK_KEY_PROBE_TIMEOUT_MS", "10000"),
         ];
         environment.extend(more);
@@ -71,7 +71,7 @@ impl Bench {
         Self { server, relay }
     }
 
-    /// How many requests for new DEKs Vault has seen.
+    /// The number of requests for new DEKs that Vault has seen.
     fn asked(&self) -> usize {
         self.relay.state.counts.lock().unwrap().get("encrypt").copied().unwrap_or_default()
     }
@@ -80,7 +80,7 @@ impl Bench {
         until("the pool is filled", async || counts(&self.server).await.held == held).await;
     }
 
-    /// The customer's hand: what our token may do with the key.
+    /// Sets what our token may do with the key, as the customer.
     async fn allow(&self, operations: &[&str]) {
         let key = &self.server.key;
         let rule =
@@ -91,13 +91,13 @@ impl Bench {
         key.admin(Method::PUT, &path, json!({ "policy": policy })).await;
     }
 
-    /// The status of an encrypt.
+    /// The status of an encrypt's answer.
     async fn try_to_encrypt(&self, record: &str) -> u16 {
         let body = json!({ "plaintext": "p", "record_id": record });
         self.server.post("/byok/encrypt", body).await.status.as_u16()
     }
 
-    /// How many rows each version of the key has.
+    /// The number of rows of each version of the key.
     async fn rows(&self) -> Vec<(String, i64)> {
         sqlx::query_as("SELECT key_version, count(*) FROM np_byok_wrapped_deks GROUP BY 1 ORDER BY 1")
             .fetch_all(&self.server.database().await)
@@ -107,7 +107,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn an_encrypt_of_a_new_record_does_not_wait_for_the_kms() {
+async fn encrypting_a_new_record_does_not_wait_for_the_kms() {
     let mut bench = Bench::with("20", &[]).await;
     bench.server.encrypt("first", "r-first").await;
     bench.until_it_holds(20).await;
@@ -127,7 +127,7 @@ async fn an_encrypt_of_a_new_record_does_not_wait_for_the_kms() {
     assert_eq!(item["source"], "cache", "{}", audit.body);
     assert!(item["kms_request_id"].is_string(), "{item}");
 
-    // A kill leaves nothing behind but what was used.
+    // A kill leaves no rows except those of used DEKs.
     bench.server.kill().await;
     assert_eq!(bench.rows().await, [("1".to_owned(), 9)]);
     bench.server.start_again().await;
@@ -144,7 +144,7 @@ async fn without_one_not_one_request_more_is_made() {
         bench.server.encrypt("p", &format!("r-{n}")).await;
     }
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    // One for each, and one for the canary.
+    // One for each record, and one for the canary.
     assert_eq!(bench.asked(), 6);
     assert_eq!(counts(&bench.server).await, Counts { held: 0, made: 0, taken: 0, discarded: 0 });
 }
@@ -165,7 +165,8 @@ async fn each_is_used_once_and_the_bound_is_never_exceeded() {
         async move {
             loop {
                 let answer = server.post("/byok/encrypt", body.clone()).await;
-                // So many at once may be more than the machine can do in time; then they are to come again.
+                // The machine may not manage this many at once in time; then some are told to
+                // retry.
                 if answer.status != 503 {
                     return answer;
                 }
@@ -180,7 +181,7 @@ async fn each_is_used_once_and_the_bound_is_never_exceeded() {
     };
     let answers = tokio::select! {
         answers = futures_util::future::join_all(calls) => answers,
-        () = watch => unreachable!("it watches for ever"),
+        () = watch => unreachable!("it is watched without end"),
     };
     for answer in &answers {
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -217,7 +218,7 @@ async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
     until("its pool is filled, too", async || counts(&other).await.held == 20).await;
     let before = counts(&bench.server).await;
     bench.allow(&[]).await;
-    // Not one is refused because the pool is empty: it is full when the key is turned off.
+    // The pool is full when the key is turned off, so no refusal is due to an empty pool.
     let off = Instant::now();
     let mut answered = 0;
     loop {
@@ -231,7 +232,7 @@ async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
     }
     let after = counts(&bench.server).await;
     assert_eq!(after.held, 0, "{after:?}");
-    // The one that was refused may have taken one, which then went nowhere.
+    // The refused call may have taken a DEK, which was then dropped.
     assert!(after.taken <= before.taken + answered + 1, "none was taken after that: {after:?}");
     let used: i64 =
         sqlx::query_scalar("SELECT count(*) FROM np_byok_wrapped_deks WHERE record_id LIKE 'during-%'")
@@ -239,7 +240,8 @@ async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
             .await
             .unwrap();
     assert_eq!(used as u64, answered, "none was used after that");
-    until("the other one's goes, too, though nobody asks it", async || counts(&other).await.held == 0).await;
+    until("the other one's pool is dropped too, without a call", async || counts(&other).await.held == 0)
+        .await;
     for n in 0..5 {
         assert_ne!(bench.try_to_encrypt(&format!("dark-{n}")).await, 200);
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -248,7 +250,7 @@ async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
     assert_eq!(
         (dark.held, dark.taken, dark.made),
         (0, after.taken, after.made),
-        "nothing is made in the dark"
+        "nothing is made while the key is off"
     );
 
     bench.allow(&["encrypt", "decrypt"]).await;
@@ -273,7 +275,7 @@ async fn after_a_rotation_deks_of_the_former_version_are_not_used() {
     assert_eq!(started.status, 202, "{}", started.body);
     assert_eq!(counts(&bench.server).await.held, 0);
     bench.server.encrypt("p", "r-3").await;
-    // The other one hears of the new version with the next look at the keys that are watched.
+    // The other replica learns of the new version when it next reads the watched keys.
     until("what it has is of the new version", async || counts(&other).await.discarded >= 20).await;
     other.encrypt("p", "r-4").await;
     bench.until_it_holds(20).await;
@@ -287,12 +289,12 @@ async fn after_a_rotation_deks_of_the_former_version_are_not_used() {
 }
 
 #[tokio::test]
-async fn a_fill_that_finds_a_new_version_uses_it_from_then_on() {
+async fn a_fill_that_finds_a_new_version_keeps_using_it() {
     let bench = Bench::with("10", &[]).await;
     bench.server.encrypt("p", "r-0").await;
     bench.until_it_holds(10).await;
     bench.server.key.rotate().await;
-    // Nobody tells it: five are used before it is filled again.
+    // Nothing notifies it: five DEKs are used before it refills.
     for n in 1..=5 {
         bench.server.encrypt("p", &format!("r-{n}")).await;
     }
@@ -306,7 +308,7 @@ async fn a_fill_that_finds_a_new_version_uses_it_from_then_on() {
 }
 
 #[tokio::test]
-async fn it_takes_half_of_the_budget_and_leaves_the_rest_to_callers() {
+async fn the_pool_takes_half_of_the_budget_and_leaves_callers_half() {
     let mut provider = Provided::gcp().await;
     let relays = provider.relayed().await;
     let mut environment = provider.environment();
@@ -314,9 +316,9 @@ async fn it_takes_half_of_the_budget_and_leaves_the_rest_to_callers() {
     let server = TestServer::with(&environment).await;
     let began = Instant::now();
     server.encrypt("p", "first").await;
-    until("it takes what it may", async || counts(&server).await.made >= 60).await;
+    until("it uses its share", async || counts(&server).await.made >= 60).await;
     let asked = || relays[0].state.counts.lock().unwrap().get("encrypt").copied().unwrap_or_default() as u64;
-    // Half at once, and two a second; the caller's own and the canary beside them.
+    // Half of the budget at once, and two a second, plus the caller's own request and the canary's.
     let most = 120 + 2 * (began.elapsed().as_secs() + 1) + 2;
     assert!(asked() <= most, "{} of {most}", asked());
     let many: Vec<_> = (0..counts(&server).await.held + 60)
@@ -347,7 +349,7 @@ async fn a_fill_that_is_refused_is_not_tried_without_end() {
     bench.allow(&["decrypt"]).await;
     let before = bench.asked();
     for n in 0..5 {
-        // The key works, as its probes show; what lies ready may be used.
+        // The key works, as its probes show, so pooled DEKs may be used.
         bench.server.encrypt("p", &format!("r-{n}")).await;
     }
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -359,11 +361,11 @@ async fn a_fill_that_is_refused_is_not_tried_without_end() {
 }
 
 #[tokio::test]
-async fn the_key_is_watched_while_deks_are_ready_and_old_ones_replaced() {
+async fn the_key_stays_watched_and_old_pooled_deks_are_replaced() {
     let bench = Bench::with("10", &[("BYOK_DEK_CACHE_SECONDS", "2")]).await;
     bench.server.encrypt("p", "first").await;
     bench.until_it_holds(10).await;
-    // Long enough that nothing but the pool needs a probe.
+    // Long enough that only the pool needs a probe.
     tokio::time::sleep(Duration::from_secs(14)).await;
     let probes = || bench.relay.state.counts.lock().unwrap().get("decrypt").copied().unwrap_or_default();
     let before = probes();

@@ -1,5 +1,5 @@
-//! `docs/production.md`, as an operator follows it: every block of the page, in its order, against a PostgreSQL and a Vault that
-//! have nothing in them; and `docs/dev.md`.
+//! `docs/production.md`, followed as an operator would: every block of the page, in order, with an
+//! empty PostgreSQL and an empty Vault; and `docs/dev.md`.
 
 use std::path::Path;
 

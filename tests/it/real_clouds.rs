@@ -1,6 +1,7 @@
-//! The real thing, where there are credentials for it: each provider whose key is named in the environment, with the
-//! variables that `byok serve` takes. Ignored by the ordinary run; `scripts/test real` runs it and says what it did not run.
-//! It makes a few dozen calls to the key, and changes nothing.
+//! The real clouds, if there are credentials for them: each provider whose key is named in the
+//! environment, with the variables of `byok serve`. The ordinary run ignores these tests;
+//! `scripts/test real` runs them and reports which did not run. They make a few dozen calls with
+//! the key, and change nothing.
 
 use byok::config::Env;
 use byok::crypto::Dek;

@@ -1,5 +1,5 @@
-//! Record ids that are longer than the audit log keeps: nothing is encrypted for them any more; what earlier releases encrypted
-//! is decrypted and found in the log.
+//! Record ids longer than the audit log keeps. Nothing new is encrypted for them; what earlier
+//! releases encrypted can be decrypted and is found in the log.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -30,9 +30,9 @@ struct Server {
 
 impl Server {
     async fn start(folder: &Path) -> Self {
-        let (child, said) = dev(folder).await;
-        let listen = said[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
-        let token = said.iter().find_map(|line| line.strip_prefix("ADMIN_TOKEN: ")).unwrap();
+        let (child, report) = dev(folder).await;
+        let listen = report[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
+        let token = report.iter().find_map(|line| line.strip_prefix("ADMIN_TOKEN: ")).unwrap();
         Self { _child: child, base: format!("http://{listen}"), token: token.to_owned() }
     }
 
@@ -50,7 +50,7 @@ impl Server {
 }
 
 #[tokio::test]
-async fn nothing_is_encrypted_for_a_record_id_of_more_than_512_bytes() {
+async fn nothing_is_encrypted_for_a_record_id_above_512_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let longest = "ä".repeat(256);
@@ -67,7 +67,7 @@ async fn nothing_is_encrypted_for_a_record_id_of_more_than_512_bytes() {
     let query = "mutation($r: ID!) { byokEncrypt(plaintext: \"p\", recordId: $r) { ciphertext } }";
     let answer = server.post("/graphql", &json!({ "query": query, "variables": { "r": too_long } })).await;
     assert_eq!(answer["errors"][0]["extensions"]["code"], "CONTEXT_TOO_LARGE", "{answer}");
-    // What was refused is in the log by its hash.
+    // The refused id is in the log as its hash.
     let recorded = byok::audit::recorded_id(&too_long);
     assert_eq!(server.audit(&format!("record_id={recorded}")).await.len(), 3);
 }
@@ -80,7 +80,7 @@ async fn what_was_encrypted_for_a_longer_one_is_decrypted_for_ever() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/long-record-ids");
     let key = data.join("local-key.json");
     std::fs::copy(vectors.join("local-key.json"), &key).unwrap();
-    // A checkout lets others read it, which byok refuses.
+    // In a checkout others can read the file, which byok refuses.
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let dump = std::fs::read_to_string(vectors.join("byok.sql")).unwrap();
     let options =
@@ -95,7 +95,7 @@ async fn what_was_encrypted_for_a_longer_one_is_decrypted_for_ever() {
         let body = json!({ "ciphertext": token, "context": { "record_id": record_id } });
         let answer = server.post("/byok/decrypt", &body).await;
         assert_eq!(answer["plaintext"], "sealed by an earlier release", "{answer}");
-        // The release that made them wrote the id itself, in an encrypt and a decrypt.
+        // The release that made the tokens logged the full id, in an encrypt and a decrypt.
         let entries = server.audit(&format!("record_id={record_id}")).await;
         let recorded: Vec<&Value> = entries.iter().map(|entry| &entry["items"][0]["record_id"]).collect();
         let hash = byok::audit::recorded_id(&record_id);

@@ -1,5 +1,6 @@
-//! An answer between its commit and its client, in one process: it is given while its keys are shown to work, withheld
-//! whole and recorded so where it comes too late, and broken off where it has begun.
+//! An answer between its commit and its client, in one process: it is released while its keys are
+//! shown to work, withheld whole and recorded as withheld if it is too late, and broken off if it
+//! has already begun.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,12 +10,12 @@ use byok::model::ErrorCode;
 use byok::server::RequestRuntime;
 use tokio::sync::Notify;
 
-use crate::guarded::{House, Replica, Will, until};
+use crate::guarded::{Behaviour, Deployment, Replica, until};
 
-/// Past A, and what a replica allows for its own clock.
+/// A time after A, and after a replica's allowance for its own clock.
 const PAST_THE_BOUND: u64 = 3_200;
 
-/// A whole answer that holds the values of these records, each with an entry of its own.
+/// A whole answer with the values of these records, each with its own entry.
 async fn answer(one: &Replica, records: &[&str]) -> Arc<Release> {
     let caller = one.caller();
     let mut committed = Vec::new();
@@ -31,7 +32,7 @@ async fn confirmed(release: &Arc<Release>) -> Result<(), ErrorCode> {
 
 #[tokio::test]
 async fn an_answer_is_given_at_once_without_another_call() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let release = answer(&one, &["r"]).await;
     let (commits, calls) = (one.store.commits.load(Ordering::SeqCst), one.kms.calls());
     assert_eq!(confirmed(&release).await, Ok(()));
@@ -41,11 +42,12 @@ async fn an_answer_is_given_at_once_without_another_call() {
 
 #[tokio::test]
 async fn a_late_answer_is_withheld_whole_and_each_entry_refused() {
-    for (will, code) in [(Will::Refuse, ErrorCode::KmsAccessDenied), (Will::Fail, ErrorCode::KmsUnavailable)]
+    for (behaviour, code) in
+        [(Behaviour::Refuse, ErrorCode::KmsAccessDenied), (Behaviour::Fail, ErrorCode::KmsUnavailable)]
     {
-        let one = House::new().await.replica().await;
+        let one = Deployment::new().await.replica().await;
         let release = answer(&one, &["first", "second"]).await;
-        one.kms.will(will);
+        one.kms.set_behaviour(behaviour);
         one.clock.sleep(PAST_THE_BOUND);
         assert_eq!(confirmed(&release).await, Err(code));
         let outcomes = one.outcomes(20).await;
@@ -53,15 +55,15 @@ async fn a_late_answer_is_withheld_whole_and_each_entry_refused() {
         let refused = format!("Decrypt Refused({code:?})");
         assert_eq!(decrypts, [&refused, &refused, "Decrypt Ok", "Decrypt Ok"]);
         assert!(!release.may_leave());
-        one.kms.will(Will::Work);
-        assert!(!release.may_leave(), "what was withheld stays so");
+        one.kms.set_behaviour(Behaviour::Work);
+        assert!(!release.may_leave(), "a withheld answer stays withheld");
     }
 }
 
 #[tokio::test]
 async fn an_answer_that_waited_is_given_where_the_key_still_works() {
     for cache_seconds in [300, 0] {
-        let one = House::new().await.replica_with(cache_seconds).await;
+        let one = Deployment::new().await.replica_with(cache_seconds).await;
         let release = answer(&one, &["r"]).await;
         one.clock.sleep(PAST_THE_BOUND);
         let unwraps = one.kms.unwraps.load(Ordering::SeqCst);
@@ -74,20 +76,20 @@ async fn an_answer_that_waited_is_given_where_the_key_still_works() {
 
 #[tokio::test]
 async fn an_answer_from_before_a_revocation_is_not_given_after_it() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     let release = answer(&one, &["r"]).await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     assert_eq!(one.decrypt(&token, "r").await, Err(ErrorCode::KmsAccessDenied));
-    one.kms.will(Will::Work);
+    one.kms.set_behaviour(Behaviour::Work);
     until("the key is used again", async || one.decrypt(&token, "r").await.is_ok()).await;
     assert_eq!(confirmed(&release).await, Err(ErrorCode::KmsUnavailable));
 }
 
 #[tokio::test]
 async fn a_refusal_replacing_an_answer_that_cannot_be_recorded_says_so() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let release = answer(&one, &["r"]).await;
     one.store.cut.store(true, Ordering::SeqCst);
     one.clock.sleep(PAST_THE_BOUND);
@@ -96,10 +98,10 @@ async fn a_refusal_replacing_an_answer_that_cannot_be_recorded_says_so() {
 
 #[tokio::test]
 async fn an_answer_broken_off_is_refused_only_where_none_has_left() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let (begun, waiting) = (answer(&one, &["begun"]).await, answer(&one, &["waiting"]).await);
     begun.begin();
-    one.kms.will(Will::Fail);
+    one.kms.set_behaviour(Behaviour::Fail);
     one.clock.sleep(PAST_THE_BOUND);
     assert!(!begun.may_leave());
     begun.break_off();
@@ -112,7 +114,7 @@ async fn an_answer_broken_off_is_refused_only_where_none_has_left() {
 
 #[tokio::test]
 async fn an_answer_lost_before_its_first_byte_has_all_entries_refused() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let lost = answer(&one, &["first", "second"]).await;
     let given = answer(&one, &["given"]).await;
     assert_eq!(confirmed(&lost).await, Ok(()));
@@ -128,7 +130,7 @@ async fn an_answer_lost_before_its_first_byte_has_all_entries_refused() {
 
 #[tokio::test]
 async fn a_call_given_up_during_its_commit_leaves_a_refusal_too() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     let (durable, heard) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let is_durable = durable.clone();
@@ -146,9 +148,9 @@ async fn a_call_given_up_during_its_commit_leaves_a_refusal_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ungiven_answer_is_recorded_though_its_requests_runtime_has_ended() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let (late, lost) = (answer(&one, &["late"]).await, answer(&one, &["lost"]).await);
-    one.kms.will(Will::Fail);
+    one.kms.set_behaviour(Behaviour::Fail);
     one.clock.sleep(PAST_THE_BOUND);
     let requests = RequestRuntime::start().unwrap();
     requests.spawn(async move { late.break_off() }).await.unwrap();

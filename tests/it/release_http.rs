@@ -1,5 +1,6 @@
-//! The server, over real sockets, with answers that are taken more slowly than a key works: past the bound no more of them
-//! leaves, by either HTTP, over TLS too; and they come whole while the key works.
+//! The server over real sockets, with clients that read answers for longer than the key works:
+//! after the bound nothing more is sent, over HTTP/1.1 and HTTP/2, also over TLS. While the key
+//! works, answers arrive completely.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,13 +20,14 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::guarded::{House, Replica, SECRET, Will, until};
+use crate::guarded::{Behaviour, Deployment, Replica, SECRET, until};
 use crate::support::pki::Authority;
 use crate::support::relay::acceptor;
 
-/// Past A, and what a replica allows for its own clock.
+/// A time after A, and after a replica's allowance for its own clock.
 const PAST_THE_BOUND: u64 = 3_200;
-/// What docs/kill-switch.md states of the kernel's buffer, and what the client's own kernel holds in these tests.
+/// The kernel's buffer as docs/kill-switch.md states it, and the client's own kernel buffer in
+/// these tests.
 const IN_FLIGHT: usize = (192 + 64) << 10;
 const MIB: usize = 1 << 20;
 const PATH: &str = "/byok/decrypt/many";
@@ -35,9 +37,9 @@ fn text() -> String {
     "x".repeat(1_000_000)
 }
 
-/// A replica that serves, with a body that asks for 15 MB.
+/// The address of a replica, and the body of a request whose answer has 15 MB.
 async fn served(cache_seconds: u64, authority: Option<&Authority>) -> (Replica, SocketAddr, Vec<u8>) {
-    let one = House::new().await.replica_with(cache_seconds).await;
+    let one = Deployment::new().await.replica_with(cache_seconds).await;
     let tls = authority.map(|authority| acceptor(&authority.server()));
     let address = one.serve(tls).await;
     let token = encrypt(&one, address, authority, &text()).await;
@@ -62,7 +64,7 @@ async fn encrypt(one: &Replica, address: SocketAddr, authority: Option<&Authorit
     answer["ciphertext"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
-/// A connection of a client whose kernel takes little on its own.
+/// A connection of a client with a small kernel buffer.
 async fn connect(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 << 10).unwrap();
@@ -86,7 +88,7 @@ async fn send(stream: &mut (impl AsyncWrite + Unpin), path: &str, body: &[u8]) {
     stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
 }
 
-/// Sends the request over HTTP/1.1 and reads the first of the answer.
+/// Sends the request over HTTP/1.1 and reads the first bytes of the answer.
 async fn begin(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), body: &[u8], first: usize) {
     send(stream, PATH, body).await;
     let mut read = vec![0; first];
@@ -94,31 +96,31 @@ async fn begin(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), body: &[u8], 
     assert!(read.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&read[..200.min(first)]));
 }
 
-/// What still comes, until the connection ends.
+/// The number of bytes that arrive until the connection ends.
 async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> usize {
     let mut rest = Vec::new();
-    // That the connection was reset is one of its ends.
+    // A reset is one of the ways in which the connection ends.
     let _ = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await.unwrap();
     rest.len()
 }
 
 async fn is_broken_off(one: &Replica, mut stream: impl AsyncRead + AsyncWrite + Unpin, body: &[u8]) {
     begin(&mut stream, body, MIB).await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let rest = rest(&mut stream).await;
-    assert!(rest <= IN_FLIGHT, "{rest} bytes came past the bound");
+    assert!(rest <= IN_FLIGHT, "{rest} bytes came after the bound");
     assert_eq!(one.outcomes(1).await, ["Decrypt Ok"], "some of it was given");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_read_slowly_over_http1_ends_with_its_connection() {
+async fn a_slowly_read_answer_over_http1_ends_with_its_connection() {
     let (one, address, body) = served(300, None).await;
     is_broken_off(&one, connect(address).await, &body).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_read_slowly_over_tls_ends_with_its_connection() {
+async fn a_slowly_read_answer_over_tls_ends_with_its_connection() {
     let authority = Authority::new();
     let (one, address, body) = served(300, Some(&authority)).await;
     is_broken_off(&one, connect_tls(address, &authority).await, &body).await;
@@ -137,7 +139,7 @@ async fn a_slow_reader_gets_the_whole_answer_while_the_key_works() {
         }
         let mut rest = vec![0; 15_000_000 - 6 * MIB];
         stream.read_exact(&mut rest).await.unwrap_or_else(|error| panic!("{cache_seconds}: {error}"));
-        one.watch_no_more();
+        one.stop_watching();
     }
 }
 
@@ -162,12 +164,13 @@ async fn ask(sender: &mut SendRequest<Full<Bytes>>, path: &str, body: &[u8]) -> 
     sender.send_request(request).await.unwrap()
 }
 
-/// Until then bytes may lie in the connection's buffers, and the whole connection would end.
+/// Until then bytes may be in the connection's buffers, and the whole connection would end.
 async fn until_the_window_is_used_up() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Reads on until the stream ends: how many bytes of plaintext came, and whether it ended well.
+/// Reads until the stream ends, and returns the number of plaintext bytes and whether it ended
+/// properly.
 async fn drain(body: &mut Incoming) -> (usize, bool) {
     let mut plaintext = 0;
     loop {
@@ -204,10 +207,10 @@ async fn an_answer_that_is_read_slowly_over_http2_ends_alone() {
         taken += answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
     }
     until_the_window_is_used_up().await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let (plaintext, whole) = drain(answer.body_mut()).await;
-    assert!(!whole && plaintext <= IN_FLIGHT, "{plaintext} bytes came past the bound");
+    assert!(!whole && plaintext <= IN_FLIGHT, "{plaintext} bytes came after the bound");
     is_live(&mut sender).await;
 }
 
@@ -216,14 +219,14 @@ async fn an_answer_queued_behind_another_stream_is_withheld_and_recorded() {
     let (one, address, large) = served(300, None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let small = json!({ "ciphertext": token, "record_id": "r" }).to_string();
-    // The first answer uses up the window of the connection, so that of the second nothing leaves.
+    // The first answer uses up the connection's window, so nothing of the second is sent.
     let mut sender = http2(address, 1 << 20, 65_535).await;
     let mut first = ask(&mut sender, PATH, &large).await;
     let mut second = ask(&mut sender, "/byok/decrypt", small.as_bytes()).await;
     assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
     assert_eq!(one.outcomes(2).await, ["Decrypt Ok", "Decrypt Ok"]);
     until_the_window_is_used_up().await;
-    one.kms.will(Will::Refuse);
+    one.kms.set_behaviour(Behaviour::Refuse);
     one.clock.sleep(PAST_THE_BOUND);
     let (first, second) = tokio::join!(drain(first.body_mut()), drain(second.body_mut()));
     assert!(!first.1 && first.0 <= IN_FLIGHT, "{first:?}");
@@ -235,20 +238,21 @@ async fn an_answer_queued_behind_another_stream_is_withheld_and_recorded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_begun_shows_no_more_when_its_window_opens_late() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let address = one.serve(None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let small = json!({ "ciphertext": token, "record_id": "r" }).to_string();
     let mut sender = http2(address, 1, 65_535).await;
     let mut answer = ask(&mut sender, "/byok/decrypt", small.as_bytes()).await;
     until_the_window_is_used_up().await;
-    one.kms.will(Will::Fail);
+    one.kms.set_behaviour(Behaviour::Fail);
     one.clock.sleep(PAST_THE_BOUND);
     assert_eq!(drain(answer.body_mut()).await, (0, false));
     is_live(&mut sender).await;
 }
 
-/// Two fields: the DEK of the first is in the memory of `one`, that of the second has to be unwrapped.
+/// A document with two fields: the DEK of the first is in the memory of `one`, that of the second
+/// must be unwrapped.
 async fn hot_then_cold(one: &Replica, writer: &Replica) -> String {
     let (hot, cold) = (one.encrypt("hot").await.unwrap(), writer.encrypt("cold").await.unwrap());
     format!(
@@ -267,14 +271,14 @@ async fn ask_graphql(address: SocketAddr, query: &str) -> reqwest::Response {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
-    let house = House::new().await;
-    let (one, writer) = (house.replica().await, house.replica().await);
+async fn a_graphql_answer_whose_last_field_is_late_is_one_error() {
+    let deployment = Deployment::new().await;
+    let (one, writer) = (deployment.replica().await, deployment.replica().await);
     let address = one.serve(None).await;
     let query = hot_then_cold(&one, &writer).await;
-    // The KMS takes longer for the second field than the first may wait, and fails.
+    // The KMS needs longer for the second field than the first may wait, and then fails.
     *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), PAST_THE_BOUND));
-    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Fail;
     let answer: Value = ask_graphql(address, &query).await.json().await.unwrap();
     assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
     assert_eq!(answer["errors"][0]["extensions"]["code"], "KMS_UNAVAILABLE", "{answer}");
@@ -294,13 +298,13 @@ async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plaintext_beside_an_overlong_health_check_is_withheld() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let address = one.serve(None).await;
     let token = one.encrypt("hot").await.unwrap();
     assert_eq!(one.decrypt(&token, "hot").await, Ok(()));
-    // The health check has a DEK made, and unwraps it.
-    *one.kms.generates_will.lock().unwrap() = Will::Dawdle(4_000);
-    *one.kms.unwraps_will.lock().unwrap() = Will::Refuse;
+    // The health check generates a DEK and unwraps it.
+    *one.kms.on_generate.lock().unwrap() = Behaviour::Dawdle(4_000);
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Refuse;
     let query = format!(
         "{{ byokReveal(ciphertext: \"{token}\", recordId: \"hot\") {{ value }} byokHealth {{ status }} }}"
     );
@@ -314,12 +318,12 @@ async fn a_plaintext_beside_an_overlong_health_check_is_withheld() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_an_answer_whose_request_timed_out_each_entry_has_a_refusal() {
-    let house = House::new().await;
-    let (one, writer) = (house.replica().await, house.replica().await);
+async fn each_entry_of_a_timed_out_answer_has_a_refusal() {
+    let deployment = Deployment::new().await;
+    let (one, writer) = (deployment.replica().await, deployment.replica().await);
     let address = one.serve_with(None, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "1")]).await;
     let query = hot_then_cold(&one, &writer).await;
-    *one.kms.unwraps_will.lock().unwrap() = Will::Hang;
+    *one.kms.on_unwrap.lock().unwrap() = Behaviour::Hang;
     let answer = ask_graphql(address, &query).await;
     assert_eq!(answer.status(), 503);
     let answer: Value = answer.json().await.unwrap();
@@ -330,7 +334,7 @@ async fn of_an_answer_whose_request_timed_out_each_entry_has_a_refusal() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_whose_first_byte_came_counts_as_given_despite_hangup() {
-    let one = House::new().await.replica().await;
+    let one = Deployment::new().await.replica().await;
     let address = one.serve(None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let body = json!({ "ciphertext": token, "record_id": "r" }).to_string();

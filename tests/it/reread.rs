@@ -1,5 +1,5 @@
-//! Files that are read again while the server runs: what is good takes the place of what was there, what is not changes
-//! nothing and is said, and SIGHUP ends nobody.
+//! Files that are reread while the server runs: good content replaces the old, bad content is
+//! reported and changes nothing, and SIGHUP ends no connection.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,7 +17,8 @@ pub(crate) fn hang_up(server: &TestServer) {
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
 }
 
-/// A folder as Kubernetes mounts a secret: files are links into `..data`, which is a link that is swapped.
+/// A folder like a Kubernetes secret mount: its files are links into `..data`, a link that is
+/// swapped.
 struct Mounted {
     folder: tempfile::TempDir,
     editions: usize,
@@ -37,7 +38,7 @@ impl Mounted {
         self.folder.path().join(name)
     }
 
-    /// Swaps all files at once.
+    /// Replaces all files at once.
     fn put(&mut self, files: &[(&str, &[u8])]) {
         self.editions += 1;
         let edition = format!("..edition-{}", self.editions);
@@ -58,7 +59,7 @@ fn borrowed<'a>(pair: &'a [(&'static str, Vec<u8>); 2]) -> [(&'static str, &'a [
     [(pair[0].0, &pair[0].1[..]), (pair[1].0, &pair[1].1[..])]
 }
 
-/// Whether a new connection shows a certificate of this authority.
+/// Whether a new connection presents a certificate of this authority.
 async fn shows(server: &TestServer, authority: &Authority) -> bool {
     let https = server.base.replace("http://", "https://");
     client(&authority.file(), None).get(format!("{https}/live")).send().await.is_ok()
@@ -80,10 +81,11 @@ async fn a_swapped_certificate_serves_new_connections_and_a_bad_one_none() {
 
     // Half of a PEM.
     mounted.put(&[("tls.crt", &second[0].1[..second[0].1.len() / 2]), ("tls.key", &second[1].1[..])]);
-    until("half a certificate is said", async || server.logged().contains("holds no PEM certificates")).await;
-    // A key that does not fit.
+    until("half a certificate is reported", async || server.logged().contains("holds no PEM certificates"))
+        .await;
+    // A key that does not belong to the certificate.
     mounted.put(&[("tls.crt", &second[0].1[..]), ("tls.key", &first[1].1[..])]);
-    until("a wrong key is said", async || server.logged().contains("does not belong to the certificate"))
+    until("a wrong key is reported", async || server.logged().contains("does not belong to the certificate"))
         .await;
     assert!(shows(&server, &one).await && !shows(&server, &other).await, "the old pair stays");
     let metrics = answer(long.get(format!("{https}/metrics"))).await.body;
@@ -117,17 +119,17 @@ async fn permissions_that_are_narrowed_count_and_bad_ones_change_nothing() {
     let server = TestServer::with(&[("BYOK_PERMISSIONS_FILE", path.to_str().unwrap())]).await;
     assert!(may_encrypt(&server).await);
     fs::write(&path, "roles: { user: { encrypt: perhaps-s3cret } }").unwrap();
-    until("the error is said", async || server.logged().contains("roles.user.encrypt")).await;
-    assert!(may_encrypt(&server).await, "what was there stays");
+    until("the error is reported", async || server.logged().contains("roles.user.encrypt")).await;
+    assert!(may_encrypt(&server).await, "the previous policy stays");
     for bad in ["", "roles: [", "roles: {}\nroles: {}"] {
         fs::write(&path, bad).unwrap();
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         assert!(may_encrypt(&server).await, "{bad:?}");
     }
     fs::write(&path, "roles: { user: { encrypt: false } }").unwrap();
-    until("the narrower ones count", async || !may_encrypt(&server).await).await;
+    until("the narrower grants apply", async || !may_encrypt(&server).await).await;
     fs::remove_file(&path).unwrap();
-    until("that it is gone is said", async || server.logged().contains("cannot be read")).await;
+    until("the missing file is reported", async || server.logged().contains("cannot be read")).await;
     assert!(!may_encrypt(&server).await, "a lost file grants nothing");
     assert!(!server.logged().contains("s3cret"));
 }
@@ -145,18 +147,19 @@ async fn a_hangup_reads_everything_again_and_ends_nobody() {
     .await;
     let token = server.encrypt("plain", "r").await;
     hang_up(&server);
-    until("it is said", async || server.logged().contains("SIGHUP: reading all files again")).await;
+    until("it is reported", async || server.logged().contains("SIGHUP: reading all files again")).await;
     until("and done", async || server.logged().contains(r#""part":"callers""#)).await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200, "nothing has changed");
 
     fs::write(&path, "\n").unwrap();
     hang_up(&server);
-    until("an empty secret is said", async || server.logged().contains("names a file that is empty")).await;
+    until("an empty secret is reported", async || server.logged().contains("names a file that is empty"))
+        .await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200, "the secret before stays");
 
     fs::write(&path, configured("another secret that is also long enough for it")).unwrap();
     hang_up(&server);
-    until("the old secret is no good", async || server.decrypt(&token, "r").await.status == 401).await;
+    until("the old secret is refused", async || server.decrypt(&token, "r").await.status == 401).await;
     assert!(!server.logged().contains("another secret"));
     assert_eq!(server.stop().await, Some(0));
 }
@@ -173,7 +176,7 @@ async fn a_secret_bound_to_a_start_is_named_and_keeps_counting() {
     let server = TestServer::with(&[("BYOK_ROW_MAC_KEY_FILE", path.to_str().unwrap())]).await;
     let token = server.encrypt("plain", "r").await;
     fs::write(&path, key(8)).unwrap();
-    until("it is said", async || server.logged().contains("takes effect only after a restart")).await;
+    until("it is reported", async || server.logged().contains("takes effect only after a restart")).await;
     assert!(server.logged().contains("BYOK_ROW_MAC_KEY_FILE"));
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
     let metrics = server.get("/metrics").await.body;
@@ -182,7 +185,7 @@ async fn a_secret_bound_to_a_start_is_named_and_keeps_counting() {
 }
 
 #[tokio::test]
-async fn a_signing_key_is_exchanged_where_the_one_before_stands_beside_it() {
+async fn a_signing_key_is_replaced_if_the_previous_one_is_configured() {
     let folder = tempfile::tempdir().unwrap();
     let [current, previous] = ["current.pem", "previous.pem"].map(|name| folder.path().join(name));
     let make = |path: &Path| {
@@ -206,7 +209,7 @@ async fn a_signing_key_is_exchanged_where_the_one_before_stands_beside_it() {
     make(&current);
     until("both keys count", async || keys().await != before).await;
     let rotated = keys().await;
-    // Keys of whoever can write the files, and none that this server has signed with.
+    // New keys, as from somebody who can write the files; this server has signed with neither.
     make(&current);
     make(&previous);
     until("it is refused", async || server.logged().contains("takes effect only after a restart")).await;
@@ -223,10 +226,10 @@ async fn a_pipe_or_huge_file_as_a_secret_delays_nobody() {
     fs::remove_file(&path).unwrap();
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    until("the pipe is said", async || server.logged().contains("is not a regular file")).await;
+    until("the pipe is reported", async || server.logged().contains("is not a regular file")).await;
     fs::remove_file(&path).unwrap();
     fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-    until("the size is said", async || server.logged().contains("more than 1048576 bytes")).await;
+    until("the size is reported", async || server.logged().contains("more than 1048576 bytes")).await;
     let request = server.client.post(format!("{}/byok/encrypt", server.base));
     let request = request.header("x-byok-secret", &secret).header("x-hasura-role", "admin");
     let body = json!({ "plaintext": "p", "context": { "record_id": "7" } });

@@ -1,5 +1,5 @@
-//! A database whose password changes under a running server: the file that names it is written anew, and what is connected
-//! by the old one is retired.
+//! A database password that changes while the server runs: the file with the URL is rewritten, and
+//! connections made with the old password are retired.
 
 use std::fs;
 
@@ -9,7 +9,8 @@ use crate::support::postgres::{Server, execute, number};
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
-/// A server of PostgreSQL's on which the role `byok_rotated` needs a password, and its URL with this one.
+/// A PostgreSQL server that requires a password of the role `byok_rotated`, and a function from a
+/// password to the URL.
 async fn with_passwords() -> (Server, impl Fn(&str) -> String) {
     let postgres = Server::start();
     execute(&postgres.url, "CREATE ROLE byok_rotated LOGIN PASSWORD 'first-s3cret'").await;
@@ -21,7 +22,7 @@ async fn with_passwords() -> (Server, impl Fn(&str) -> String) {
     (postgres, move |password: &str| format!("postgres://byok_rotated:{password}@{host}/byok_rotated"))
 }
 
-/// How often the log says that a new URL cannot be used yet.
+/// The number of log lines about a new URL that cannot be used yet.
 fn refusals(server: &TestServer) -> usize {
     server.logged().matches("at its new URL the database").count()
 }
@@ -36,9 +37,9 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     let server = TestServer::on(VaultKey::create().await, url("first-s3cret"), &more).await;
     let token = server.encrypt("plain", "r").await;
 
-    // Written before the password is changed: it does not work yet.
+    // The file is written before the password is changed, so the new URL does not work yet.
     fs::write(&path, url("second-s3cret")).unwrap();
-    until("it is said", async || refusals(&server) == 1).await;
+    until("it is reported", async || refusals(&server) == 1).await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200, "the previous URL stays in use");
 
     let moment = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
@@ -58,20 +59,20 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     let terminate =
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'byok_rotated'";
     number(&postgres.url, terminate).await;
-    until("it goes on by the new one", async || server.decrypt(&token, "r").await.status == 200).await;
+    until("it continues with the new one", async || server.decrypt(&token, "r").await.status == 200).await;
 
-    // A URL that is none, and another database.
+    // Not a URL of PostgreSQL, and a URL of another database.
     fs::write(&path, "mysql://byok_rotated:third-s3cret@localhost/byok_rotated").unwrap();
-    until("it is said", async || server.logged().contains("is not valid")).await;
+    until("it is reported", async || server.logged().contains("is not valid")).await;
     execute(&postgres.url, "CREATE DATABASE byok_other OWNER byok_rotated").await;
     let good = url("second-s3cret");
     fs::write(&path, format!("{}/byok_other", good.strip_suffix("/byok_rotated").unwrap())).unwrap();
-    until("it is said", async || {
+    until("it is reported", async || {
         refusals(&server) == 2 || server.logged().contains("names another database")
     })
     .await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
-    assert!(!server.logged().contains("s3cret"), "no message holds a piece of a value");
+    assert!(!server.logged().contains("s3cret"), "no message contains part of a value");
 }
 
 #[tokio::test]
@@ -90,5 +91,5 @@ async fn a_url_corrected_before_any_database_was_reached_is_taken_untried() {
     until("it serves by the new URL", async || server.get("/ready").await.status == 200).await;
     let token = server.encrypt("plain", "r").await;
     assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "plain");
-    assert_eq!(refusals(&server), 0, "nothing was there to try it against");
+    assert_eq!(refusals(&server), 0, "there was no database to try it with");
 }

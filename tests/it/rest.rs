@@ -1,4 +1,4 @@
-//! REST, as the seed prints it.
+//! REST, as the original specification prints it.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ async fn what_is_encrypted_can_be_decrypted_with_the_same_context() {
     let encrypted = server.post("/byok/encrypt", body).await;
     assert_eq!(encrypted.status, 200);
     let fields: Vec<&String> = encrypted.body.as_object().unwrap().keys().collect();
-    assert_eq!(fields, ["ciphertext", "key_version"], "the seed's fields and no others");
+    assert_eq!(fields, ["ciphertext", "key_version"], "the specification's fields and no others");
     assert!(encrypted.body["ciphertext"].as_str().unwrap().starts_with("byok:v1:"));
     assert_eq!(encrypted.body["key_version"], format!("{}/1", server.key.name));
     let decrypted = server.decrypt(encrypted.body["ciphertext"].as_str().unwrap(), "user-123").await;
@@ -23,7 +23,7 @@ async fn what_is_encrypted_can_be_decrypted_with_the_same_context() {
 #[tokio::test]
 async fn the_seeds_curl_lines_run_verbatim() {
     let server = TestServer::start().await;
-    // The seed's lines, its host replaced by this server's.
+    // The specification's lines, with this server's host.
     let encrypt = r#"curl -X POST https://api.yoursite.com/byok/encrypt \
 -H "Authorization: Bearer $ADMIN_TOKEN" \
 -d '{"plaintext": "sensitive-data", "context": {"record_id": "user-123"}}'"#;
@@ -73,7 +73,7 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
     let encrypted = server.post("/byok/encrypt/many", items).await;
     assert_eq!(encrypted.status, 200, "{}", encrypted.body);
     assert_eq!(encrypted.body["items"][1]["error"]["code"], "CONTEXT_CONFLICT");
-    let token = |place: usize| encrypted.body["items"][place]["ciphertext"].clone();
+    let token = |index: usize| encrypted.body["items"][index]["ciphertext"].clone();
     let items = json!({ "items": [
         { "ciphertext": token(0), "record_id": "r-1" },
         { "ciphertext": token(0), "record_id": "r-2" },
@@ -92,7 +92,7 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_call_of_refused_items_is_refused_and_each_names_its_record() {
+async fn a_call_of_refused_items_is_refused_and_names_each_record() {
     let server = TestServer::start().await;
     let items = json!({ "items": [
         { "plaintext": "AP8", "record_id": "r-1", "encoding": "BASE64" },
@@ -111,7 +111,11 @@ async fn a_call_of_refused_items_is_refused_and_each_names_its_record() {
     let entries = &audit.body["entries"];
     assert_eq!(entries[1]["outcome"], "ENCODING_INVALID", "that of the first item: {entries}");
     assert_eq!(entries[1]["items"][0]["record_id"], "r-1");
-    assert_eq!(entries[1]["items"][1]["record_id"], Value::Null, "which of the two was meant, nobody knows");
+    assert_eq!(
+        entries[1]["items"][1]["record_id"],
+        Value::Null,
+        "it is ambiguous which of the two was meant"
+    );
     assert_eq!(entries[0]["items"][0]["record_id"], "r-3");
 }
 
@@ -432,7 +436,7 @@ async fn health_answers_under_every_alias() {
     let document = server.get("/openapi.json").await.body;
     let described = document["components"]["schemas"]["Health"]["properties"].as_object().unwrap();
     for member in health.as_object().unwrap().keys() {
-        assert!(described.contains_key(member), "{member} stands in the description");
+        assert!(described.contains_key(member), "{member} is in the description");
     }
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.as_str().unwrap().contains("byok_requests_total"));

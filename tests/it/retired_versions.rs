@@ -1,4 +1,5 @@
-//! A key version that no DEK needs any more: the customer may turn it off as soon as the rotation is done.
+//! A key version that no DEK needs any more: the customer may turn it off as soon as the rotation
+//! is done.
 
 use std::time::Duration;
 
@@ -7,13 +8,14 @@ use byok::store::{Change, Commits as _, DekReads as _, KeyringStore as _, Outgoi
 use reqwest::Method;
 use serde_json::json;
 
-use crate::guarded::{House, Replica, until};
+use crate::guarded::{Deployment, Replica, until};
 use crate::support::azure::Azure;
 use crate::support::rows::changes;
 use crate::support::server::TestServer;
 use crate::support::switch::{A, Caller, encrypt_all, incidents};
 
-/// Two replicas have DEKs of the old version in memory when it is turned off, at once when the rotation is done.
+/// Two replicas have DEKs of the old version in memory when it is turned off, immediately after the
+/// rotation.
 async fn is_turned_off_unnoticed(
     server: TestServer,
     rotate: impl AsyncFnOnce(),
@@ -88,61 +90,61 @@ async fn at_azure_the_old_version_may_go_once_rotation_is_done() {
     .await;
 }
 
-async fn retire(house: &House, one: &Replica) {
+async fn retire(deployment: &Deployment, one: &Replica) {
     let current = one.kms.key.rotate().map_err(|error| error.to_string()).unwrap();
     let retire = Change::Retire { all_but: current };
-    let database = house.database.lock().unwrap().clone();
+    let database = deployment.database.lock().unwrap().clone();
     assert_eq!(database.commit(&changes(one.tenant.uid, vec![retire])).await.unwrap().applied, [1]);
 }
 
-async fn watched(house: &House) -> Vec<String> {
-    let database = house.database.lock().unwrap().clone();
+async fn watched(deployment: &Deployment) -> Vec<String> {
+    let database = deployment.database.lock().unwrap().clone();
     let rows = database.watched().await.unwrap().rows;
     rows.into_iter().map(|row| row.proof.key_version.version.to_string()).collect()
 }
 
-async fn dek_of(house: &House, tenant: TenantUid) -> byok::model::DekId {
-    let database = house.database.lock().unwrap().clone();
+async fn dek_of(deployment: &Deployment, tenant: TenantUid) -> byok::model::DekId {
+    let database = deployment.database.lock().unwrap().clone();
     database.deks_after(tenant, None, 1).await.unwrap()[0].id
 }
 
 #[tokio::test]
 async fn every_replica_drops_a_retired_version_and_needs_it_no_more() {
-    let house = House::new().await;
-    let (one, two) = (house.replica().await, house.replica().await);
+    let deployment = Deployment::new().await;
+    let (one, two) = (deployment.replica().await, deployment.replica().await);
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
-    let ids = [dek_of(&house, one.tenant.uid).await];
+    let ids = [dek_of(&deployment, one.tenant.uid).await];
     one.watch();
     two.watch();
-    until("it is watched", async || watched(&house).await == ["1"]).await;
-    retire(&house, &one).await;
+    until("it is watched", async || watched(&deployment).await == ["1"]).await;
+    retire(&deployment, &one).await;
     one.kms.destroyed.lock().unwrap().insert("1".to_owned());
     two.kms.destroyed.lock().unwrap().insert("1".to_owned());
     for replica in [&one, &two] {
         until("the DEK is dropped", async || !replica.keyring.are_cached(one.tenant.uid, &ids)).await;
     }
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(watched(&house).await, [""; 0]);
-    let database = house.database.lock().unwrap().clone();
+    assert_eq!(watched(&deployment).await, [""; 0]);
+    let database = deployment.database.lock().unwrap().clone();
     assert_eq!(database.incidents(one.tenant.uid, 9).await.unwrap(), []);
     assert!(one.encrypt("new").await.is_ok() && two.encrypt("newer").await.is_ok());
 }
 
 #[tokio::test]
 async fn a_dek_left_under_a_retired_version_is_watched_again() {
-    let house = House::new().await;
-    let (one, two) = (house.replica().await, house.replica().await);
+    let deployment = Deployment::new().await;
+    let (one, two) = (deployment.replica().await, deployment.replica().await);
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
     let before = one.proof("1").await;
-    retire(&house, &one).await;
-    // Hot on both, and neither has heard of it.
+    retire(&deployment, &one).await;
+    // Both have the DEK in memory, and neither has noticed the retirement.
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
     assert_eq!(one.proof("1").await.epoch, before.epoch + 1);
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
     one.watch();
-    until("it is watched", async || watched(&house).await == ["1"]).await;
+    until("it is watched", async || watched(&deployment).await == ["1"]).await;
     one.kms.destroyed.lock().unwrap().insert("1".to_owned());
     until("it is revoked", async || one.posture().await == Posture::Revoked).await;
 }

@@ -1,4 +1,5 @@
-//! Every operation tried as a stranger, as the wrong role, and with headers that anybody can send.
+//! Every operation, tried by a caller without credentials, with the wrong role, and with headers
+//! that anybody can send.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::server::{TestServer, answer};
 
-/// The operation that a role must be granted to call each route and each field of GraphQL.
+/// The operation that a role must be granted to call each route and each GraphQL field.
 const MATRIX: [(&str, Operation); 25] = [
     ("POST /byok/encrypt", Operation::Encrypt),
     ("POST /byok/encrypt/many", Operation::Encrypt),
@@ -37,10 +38,10 @@ const MATRIX: [(&str, Operation); 25] = [
     ("byokRotation", Operation::Rotate),
 ];
 
-/// Health needs no caller on either front, and no role is asked whether it was granted it.
+/// Health needs no credentials on either front, and no role needs a grant for it.
 const OPEN: (&str, Operation) = ("byokHealth", Operation::Health);
 
-/// A call's name in the matrix.
+/// The name of a call in the matrix.
 fn name_of(method: &Method, path: &str, body: Option<&Value>) -> String {
     match body.and_then(|body| body["query"].as_str()) {
         Some(query) => {
@@ -139,7 +140,7 @@ fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
     ]
 }
 
-/// Whether an answer gives nothing but a refusal.
+/// Whether an answer is only a refusal.
 fn refused(status: u16, body: &Value) -> bool {
     let text = body.to_string();
     let gives =
@@ -201,10 +202,10 @@ async fn a_role_that_was_granted_one_operation_may_do_that_alone() {
         for (method, path, body) in operations(&token) {
             let name = name_of(&method, path, body.as_ref());
             let needed = MATRIX.iter().find(|(of, _)| *of == name).unwrap().1;
-            // A role without a line for reveal has that of decrypt.
+            // A role without a grant for reveal uses the one for decrypt.
             let may = needed == granted || (needed, granted) == (Operation::Reveal, Operation::Decrypt);
             let answered = server.call(method, path, &jwt, body).await.body;
-            // The audit log, which one of them reads, holds the code too.
+            // One of them reads the audit log, which contains the code too.
             let found = if path == "/graphql" { answered.to_string() } else { answered["code"].to_string() };
             let denied = found.contains("PERMISSION_DENIED");
             assert_eq!(denied, !may, "{granted:?} {name}: {answered}");

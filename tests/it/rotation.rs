@@ -1,4 +1,4 @@
-//! Rotation: every DEK under the current key version, while the service goes on.
+//! Rotation: every DEK moves to the current key version, while the service goes on.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ pub(crate) async fn versions(server: &TestServer) -> Vec<(String, i64)> {
 }
 
 #[tokio::test]
-async fn every_dek_moves_to_the_current_version_and_every_token_still_opens() {
+async fn every_dek_moves_to_the_current_version_and_tokens_still_open() {
     let server = TestServer::start().await;
     let tokens = encrypt_records(&server, 1_200).await;
     server.key.rotate().await;
@@ -94,7 +94,7 @@ async fn encrypt_and_decrypt_go_on_while_a_rotation_is_resumed_elsewhere() {
     let started = server.post("/byok/rotate", json!({})).await;
     let id = started.body["id"].as_str().unwrap().to_owned();
     let other = server.replica().await;
-    // Killed as soon as it has begun, with its lease still held.
+    // The server is killed as soon as it has begun, while it holds the lease.
     loop {
         let job = other.get(&format!("/byok/rotate/{id}")).await.body;
         if job["rewrapped"] != 0 || job["state"] == "DONE" {
@@ -146,12 +146,12 @@ async fn the_command_line_rotates_and_says_how_far_it_is() {
             .unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (code, said) = run(&["--dry-run"]).await;
+    let (code, report) = run(&["--dry-run"]).await;
     assert_eq!(code, Some(0));
-    assert!(said.contains("would re-wrap 20 DEKs"), "{said}");
-    let (code, said) = run(&[]).await;
+    assert!(report.contains("would re-wrap 20 DEKs"), "{report}");
+    let (code, report) = run(&[]).await;
     assert_eq!(code, Some(0));
-    assert!(said.contains("0 failed"), "{said}");
+    assert!(report.contains("0 failed"), "{report}");
     assert_eq!(versions(&server).await, [("2".to_owned(), 20)]);
 }
 
@@ -162,7 +162,7 @@ async fn one_row_of_a_missing_version_does_not_delay_the_others() {
     server.key.rotate().await;
     let moved = server.post("/byok/rotate", json!({})).await;
     done(&server, moved.body["id"].as_str().unwrap()).await;
-    // One row names the first version again, which the customer then turns off.
+    // A row names the first version again, which the customer then turns off.
     let strange = "UPDATE np_byok_wrapped_deks SET wrapped = convert_to(replace(convert_from(wrapped, 'UTF8'), 'vault:v2:', 'vault:v1:'), 'UTF8'), key_version = '1' WHERE record_id = 'r-00003'";
     sqlx::query(strange).execute(&server.database().await).await.unwrap();
     server.key.refuse_below(2).await;
@@ -173,11 +173,11 @@ async fn one_row_of_a_missing_version_does_not_delay_the_others() {
 }
 
 #[tokio::test]
-async fn a_dek_that_was_committed_behind_the_cursor_is_not_left_behind() {
+async fn a_dek_committed_behind_the_cursor_is_rotated_too() {
     let server = TestServer::start().await;
     encrypt_records(&server, 3).await;
     let database = server.database().await;
-    // As a replica whose clock is behind would make it: an id that sorts before all others.
+    // A DEK as a replica with a slow clock would make it: its id sorts before all others.
     let early = "UPDATE np_byok_wrapped_deks SET id = '00000000-0000-7000-8000-000000000001' WHERE record_id = 'r-00001'";
     server.key.rotate().await;
     let hold =

@@ -1,4 +1,4 @@
-//! `byok rotate` off a terminal: what it says, and what it ends with.
+//! `byok rotate` without a terminal: its output and exit codes.
 
 use reqwest::Method;
 use serde_json::json;
@@ -8,12 +8,12 @@ use crate::rotation::{done, encrypt_records, versions};
 use crate::support::aws::{Cloud, permissions};
 use crate::support::server::TestServer;
 
-/// Its exit code, standard output and standard error.
+/// The exit code, standard output and standard error of `byok rotate`.
 async fn rotate(server: &TestServer, arguments: &[&str]) -> (i32, String, String) {
     rotate_with(server, arguments, &[]).await
 }
 
-/// The same with other variables.
+/// The same, with other variables.
 async fn rotate_with(
     server: &TestServer,
     arguments: &[&str],
@@ -38,12 +38,12 @@ async fn each_change_of_state_is_a_line() {
     let server = TestServer::start().await;
     encrypt_records(&server, 20).await;
     server.key.rotate().await;
-    let (code, said, _) = rotate(&server, &[]).await;
-    let lines: Vec<_> = said.lines().collect();
-    assert_eq!(code, 0, "{said}");
-    assert!(lines[0].ends_with(": RUNNING, 0 of 20 DEKs"), "{said}");
-    assert!(said.contains(": DONE, 20 of 20 DEKs"), "{said}");
-    assert!(lines.last().unwrap().contains(": 20 re-wrapped, 0 already there, 0 failed"), "{said}");
+    let (code, report, _) = rotate(&server, &[]).await;
+    let lines: Vec<_> = report.lines().collect();
+    assert_eq!(code, 0, "{report}");
+    assert!(lines[0].ends_with(": RUNNING, 0 of 20 DEKs"), "{report}");
+    assert!(report.contains(": DONE, 20 of 20 DEKs"), "{report}");
+    assert!(lines.last().unwrap().contains(": 20 re-wrapped, 0 already there, 0 failed"), "{report}");
     assert_eq!(versions(&server).await, [("2".to_owned(), 20)]);
 }
 
@@ -52,23 +52,23 @@ async fn it_pauses_resumes_and_cancels_by_id() {
     let mut server = TestServer::start().await;
     encrypt_records(&server, 20).await;
     server.key.rotate().await;
-    // So that nobody else works on it.
+    // No server works on the job.
     server.stop().await;
-    let (code, said, _) = rotate(&server, &["--detach"]).await;
-    assert_eq!(code, 0, "{said}");
-    let id = said.split(' ').nth(1).unwrap().to_owned();
-    let (code, said, _) = rotate(&server, &["--pause", &id]).await;
-    assert_eq!(code, 0, "{said}");
+    let (code, report, _) = rotate(&server, &["--detach"]).await;
+    assert_eq!(code, 0, "{report}");
+    let id = report.split(' ').nth(1).unwrap().to_owned();
+    let (code, report, _) = rotate(&server, &["--pause", &id]).await;
+    assert_eq!(code, 0, "{report}");
     assert!(
-        said.contains(&format!("rotation {id} to ")) && said.contains(": PAUSED, 0 of 20 DEKs"),
-        "{said}"
+        report.contains(&format!("rotation {id} to ")) && report.contains(": PAUSED, 0 of 20 DEKs"),
+        "{report}"
     );
     let (code, _, why) = rotate(&server, &[]).await;
     assert_eq!(code, 1, "{why}");
     assert!(why.contains("ROTATION_STATE_CONFLICT") && why.contains(&id), "{why}");
-    let (code, said, _) = rotate(&server, &["--resume", &id]).await;
-    assert_eq!(code, 0, "{said}");
-    assert!(said.contains("20 re-wrapped"), "{said}");
+    let (code, report, _) = rotate(&server, &["--resume", &id]).await;
+    assert_eq!(code, 0, "{report}");
+    assert!(report.contains("20 re-wrapped"), "{report}");
     let (code, _, why) = rotate(&server, &["--cancel", &id]).await;
     assert_eq!(code, 1, "{why}");
     assert!(why.contains("ROTATION_STATE_CONFLICT: The rotation is DONE"), "{why}");
@@ -87,16 +87,16 @@ async fn one_that_is_paused_or_cancelled_meanwhile_ends_the_command() {
     let started = server.post("/byok/rotate", json!({})).await;
     let id = started.body["id"].as_str().unwrap().to_owned();
     done(&server, &id).await;
-    // Held by a replica that does not work on it.
+    // The job is held by a replica that does not work on it.
     let database = server.database().await;
-    for (word, said) in [("pause", "was paused; `byok rotate --resume"), ("cancel", "was cancelled")] {
+    for (word, reason) in [("pause", "was paused; `byok rotate --resume"), ("cancel", "was cancelled")] {
         let hold = "UPDATE np_byok_jobs SET state = 'RUNNING', holder = gen_random_uuid(), \
             lease_until = now() + interval '1 hour', finished_at = NULL WHERE id = $1::uuid";
         sqlx::query(hold).bind(&id).execute(&database).await.unwrap();
         let joined = "SELECT count(*) FROM np_byok_audit WHERE operation = 'rotate' AND means = 'operator' AND item_count = 0";
         let before: i64 = sqlx::query_scalar(joined).fetch_one(&database).await.unwrap();
         let commanded = async {
-            // Once the command has rejoined it.
+            // Waits until the command has rejoined the job.
             while sqlx::query_scalar::<_, i64>(joined).fetch_one(&database).await.unwrap() == before {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
@@ -105,12 +105,12 @@ async fn one_that_is_paused_or_cancelled_meanwhile_ends_the_command() {
         let ((code, _, why), commanded) = tokio::join!(rotate(&server, &[]), commanded);
         assert_eq!(commanded.status, 200, "{}", commanded.body);
         assert_eq!(code, 1, "{why}");
-        assert!(why.contains(said), "{why}");
+        assert!(why.contains(reason), "{why}");
     }
 }
 
 #[tokio::test]
-async fn a_kms_that_refuses_ends_it_with_5_and_the_job_stays() {
+async fn a_kms_that_refuses_gives_5_and_the_job_stays() {
     let mut server = TestServer::start().await;
     encrypt_records(&server, 5).await;
     server.key.rotate().await;
@@ -124,22 +124,22 @@ async fn a_kms_that_refuses_ends_it_with_5_and_the_job_stays() {
     };
     let path = format!("sys/policies/acl/{}", key.name);
     key.admin(Method::PUT, &path, policy(&["encrypt", "decrypt"])).await;
-    let (code, said, why) = rotate(&server, &[]).await;
-    assert_eq!(code, 5, "{said}{why}");
-    assert!(said.contains(": waiting: KMS_ACCESS_DENIED"), "{said}");
+    let (code, report, why) = rotate(&server, &[]).await;
+    assert_eq!(code, 5, "{report}{why}");
+    assert!(report.contains(": waiting: KMS_ACCESS_DENIED"), "{report}");
     assert!(
         why.contains("is kept, 0 of 5 DEKs are re-wrapped") && why.contains("when the key is back"),
         "{why}"
     );
-    // It refuses altogether.
+    // The key refuses every operation.
     key.admin(Method::PUT, &path, policy(&["nothing"])).await;
     let (code, _, why) = rotate(&server, &[]).await;
     assert_eq!(code, 5, "{why}");
     assert!(why.contains("KMS_ACCESS_DENIED") && why.contains("No rotation was started"), "{why}");
-    // The key is back, and the job goes on.
+    // The key works again, and the job continues.
     key.admin(Method::PUT, &path, policy(&["encrypt", "decrypt", "rewrap"])).await;
-    let (code, said, why) = rotate(&server, &[]).await;
-    assert_eq!(code, 0, "{said}{why}");
+    let (code, report, why) = rotate(&server, &[]).await;
+    assert_eq!(code, 0, "{report}{why}");
     assert_eq!(versions(&server).await, [("2".to_owned(), 5)]);
 }
 
@@ -168,12 +168,12 @@ async fn a_kms_without_versions_is_named_and_the_exit_code_fails() {
 }
 
 #[tokio::test]
-async fn a_database_out_of_reach_at_the_start_ends_it_with_1() {
+async fn an_unreachable_database_at_the_start_gives_exit_code_1() {
     let server = TestServer::start().await;
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://byok@{}/byok", nobody.local_addr().unwrap());
     drop(nobody);
-    let (code, said, why) = rotate_with(&server, &[], &[("DATABASE_URL", &url)]).await;
-    assert_eq!((code, said.as_str()), (1, ""), "{why}");
+    let (code, report, why) = rotate_with(&server, &[], &[("DATABASE_URL", &url)]).await;
+    assert_eq!((code, report.as_str()), (1, ""), "{why}");
     assert!(why.contains("the database is out of reach; nothing was changed"), "{why}");
 }

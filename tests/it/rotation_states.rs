@@ -1,4 +1,5 @@
-//! A rotation that is paused, resumed and cancelled: by whom, from which state, and what is left after a crash.
+//! A rotation that is paused, resumed and cancelled: by whom, from which state, and what remains
+//! after a crash.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use uuid::Uuid;
 use crate::rotation::{all_open, done, encrypt_records, versions};
 use crate::support::server::TestServer;
 
-/// A rotation that a replica holds which does not work on it.
+/// Starts a rotation that is held by a replica that does not work on it. Returns its id.
 async fn held(server: &TestServer) -> String {
     held_in(server, "RUNNING").await
 }
@@ -30,7 +31,7 @@ async fn command(server: &TestServer, id: &str, command: &str) -> (u16, Value) {
     (answer.status.as_u16(), answer.body)
 }
 
-/// The details of a caller's entries about rotations, oldest first, with their outcomes.
+/// The details and outcomes of a caller's entries about rotations, oldest first.
 async fn entries(server: &TestServer) -> Vec<(String, String)> {
     let page = server.get("/byok/audit?operation=rotate&user=the-admin&first=500").await.body;
     let mut entries: Vec<(String, String)> = page["entries"]
@@ -47,7 +48,7 @@ async fn entries(server: &TestServer) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn each_command_reaches_its_state_idempotently_and_leaves_an_entry_each_time() {
+async fn each_command_reaches_its_state_idempotently_and_always_leaves_an_entry() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     let commands =
@@ -57,16 +58,16 @@ async fn each_command_reaches_its_state_idempotently_and_leaves_an_entry_each_ti
         assert_eq!((status, &job["state"], &job["id"]), (200, &json!(state), &json!(id)), "{word}: {job}");
         assert_eq!(job["finished_at"].is_null(), state != "CANCELLED", "{job}");
     }
-    let mut told: Vec<_> =
+    let mut recorded: Vec<_> =
         commands.iter().map(|(word, _)| (format!("{word} {id}"), "OK".to_owned())).collect();
-    assert_eq!(entries(&server).await, told);
+    assert_eq!(entries(&server).await, recorded);
     let id = held(&server).await;
     command(&server, &id, "pause").await;
     let (status, job) = command(&server, &id, "resume").await;
-    // There is nothing to do: a worker may have ended it already.
+    // There is nothing to do, so a worker may have finished it already.
     assert!(status == 200 && ["RUNNING", "DONE"].contains(&job["state"].as_str().unwrap()), "{job}");
-    told.extend(["pause", "resume"].map(|word| (format!("{word} {id}"), "OK".to_owned())));
-    assert_eq!(entries(&server).await, told);
+    recorded.extend(["pause", "resume"].map(|word| (format!("{word} {id}"), "OK".to_owned())));
+    assert_eq!(entries(&server).await, recorded);
     done(&server, &id).await;
 }
 
@@ -104,7 +105,7 @@ async fn a_rotation_that_has_ended_takes_no_other_command() {
 }
 
 #[tokio::test]
-async fn a_wrong_id_a_wrong_body_and_a_wrong_caller_are_refused() {
+async fn a_wrong_id_body_or_caller_is_refused() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     for word in ["pause", "resume", "cancel"] {
@@ -139,7 +140,8 @@ async fn beside_one_that_is_paused_none_is_started() {
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (409, &json!("ROTATION_STATE_CONFLICT")));
     assert!(refused.body["detail"].as_str().unwrap().contains(&id), "{}", refused.body);
     assert_eq!(server.post("/byok/rotate", json!({ "dry_run": true })).await.status, 200);
-    // As a release does that does not look: the database itself has one live rotation a tenant.
+    // A release that does not check relies on the database, which allows one live rotation for a
+    // tenant.
     let beside = "INSERT INTO np_byok_jobs SELECT tenant, gen_random_uuid(), 'RUNNING', target_key, target_version, total, \
         rewrapped, skipped, failed, kms_calls, stalled, started_at, updated_at FROM np_byok_jobs";
     assert!(sqlx::query(beside).execute(&server.database().await).await.is_err());
@@ -151,13 +153,14 @@ async fn beside_one_that_is_paused_none_is_started() {
     assert_eq!(server.get(&format!("/byok/rotate/{id}")).await.body["state"], "CANCELLED");
 }
 
-/// A server with so many records, whose rotation has re-wrapped some and is held from the rest; their tokens, and its id.
+/// A server with this many records, whose rotation has re-wrapped some and cannot go on. Returns
+/// the tokens and the rotation's id.
 async fn in_the_middle(records: usize) -> (TestServer, Vec<(String, String)>, String) {
     let mut server = TestServer::start().await;
     let tokens = encrypt_records(&server, records).await;
     server.key.rotate().await;
     server.stop().await;
-    // So few calls that a rotation comes no further than some batches.
+    // A budget so low that a rotation gets only a few batches done.
     server.environment.push(("BYOK_KMS_CALLS_PER_MINUTE".to_owned(), "10".to_owned()));
     server.start_again().await;
     let started = server.post("/byok/rotate", json!({})).await;
@@ -178,7 +181,7 @@ async fn what_is_paused_stays_so_over_a_kill_and_resumes_there() {
     let other = server.replica().await;
     let before = server.get(&format!("/byok/rotate/{id}")).await.body;
     assert_eq!((&before["state"], &before["finished_at"]), (&json!("PAUSED"), &Value::Null), "{before}");
-    // Each looks for work once a second.
+    // Each server looks for work once a second.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(other.get(&format!("/byok/rotate/{id}")).await.body, before);
     all_open(&other, &tokens[..100]).await;
@@ -205,7 +208,7 @@ async fn pausing_and_resuming_at_any_moment_loses_and_wakes_no_dek() {
             break;
         }
         assert_eq!(job["state"], "PAUSED", "{job}");
-        // Whatever was under way ends meanwhile, and cannot say that it runs.
+        // Work in progress ends meanwhile, and cannot set the state to running.
         tokio::time::sleep(Duration::from_millis(20 * (round % 4))).await;
         let seen = other.get(&format!("/byok/rotate/{id}")).await.body;
         assert_eq!((&seen["state"], &seen["rewrapped"]), (&json!("PAUSED"), &job["rewrapped"]), "{seen}");
@@ -227,7 +230,8 @@ async fn a_rotation_cancelled_halfway_is_valid_and_another_does_the_rest() {
     server.start_again().await;
     let before = versions(&server).await;
     assert_eq!(before.len(), 2, "some are under the old version, some under the new one");
-    // What a batch did that was under way when it was cancelled is kept, and not counted.
+    // The result of the batch that was in progress during the cancellation is kept, but not
+    // counted.
     assert!(before[1].1 >= job["rewrapped"].as_i64().unwrap(), "{before:?} {job}");
     all_open(&server, &tokens).await;
     let rest = server.post("/byok/rotate", json!({})).await;
@@ -241,7 +245,7 @@ async fn a_command_arriving_at_the_rotations_end_is_refused_and_voided() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     let database = server.database().await;
-    // The end of the rotation, whose commit comes when the command waits for the row.
+    // The rotation's last update, which commits while the command waits for the row.
     let mut ending = database.begin().await.unwrap();
     let done = "UPDATE np_byok_jobs SET state = 'DONE', finished_at = now() WHERE id = $1::uuid";
     sqlx::query(done).bind(&id).execute(&mut *ending).await.unwrap();

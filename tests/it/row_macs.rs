@@ -1,5 +1,6 @@
-//! What somebody does who can write the database and does not hold `BYOK_ROW_MAC_KEY`: no row of a DEK that they edited is
-//! used, and `byok audit verify` names it. And how rows come by their MACs: when they are made, by a job, and by `reseal`.
+//! Attacks by somebody who can write the database but does not hold `BYOK_ROW_MAC_KEY`: no edited
+//! row of a DEK is used, and `byok audit verify` names it. And how rows get their MACs: when they
+//! are made, by a job, and by `reseal`.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +13,20 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::azure::Azure;
 use crate::support::postgres::execute;
-use crate::support::sealed::Said;
+use crate::support::sealed::Verdict;
 use crate::support::server::{Answer, TestServer};
 
 const SETTLE: &str = "BYOK_ROW_MAC_SETTLE_SECONDS";
 const KEY: &str = "BYOK_ROW_MAC_KEY";
 const PREVIOUS: &str = "BYOK_ROW_MAC_KEY_PREVIOUS";
-/// Nothing is used from memory.
+/// No DEK is served from memory.
 const COLD: (&str, &str) = ("BYOK_DEK_CACHE_SECONDS", "0");
 
 fn secret() -> String {
     RowMacKey::generate().expose().to_owned()
 }
 
-/// A server whose rows are bound, which never believes that all are sealed.
+/// A server that makes MACs of rows, and never concludes that all rows are sealed.
 async fn bound() -> TestServer {
     TestServer::with(&[(KEY, &secret()), COLD]).await
 }
@@ -52,7 +53,7 @@ async fn all_are_sealed(database: &PgPool) {
     .await;
 }
 
-/// Until a server has logged that a row without a MAC is refused from now on.
+/// Waits until a server has logged that a row without a MAC is refused from now on.
 async fn sealing_has_ended(database: &PgPool) {
     until("the log says so", async || number(database, "np_byok_audit WHERE operation = 'seal'").await > 0)
         .await;
@@ -71,15 +72,15 @@ async fn edit(server: &TestServer, sql: &str) {
     execute(&server.database_url, &format!("SET session_replication_role = replica; {sql}")).await;
 }
 
-/// Runs `byok …` with the server's environment, and more.
-async fn byok(server: &TestServer, arguments: &[&str], more: &[(&str, &str)]) -> Said {
+/// Runs `byok …` in the server's environment with more variables.
+async fn byok(server: &TestServer, arguments: &[&str], more: &[(&str, &str)]) -> Verdict {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
     command.args(arguments).env_clear();
     command.envs(server.environment.iter().map(|(name, value)| (name, value))).envs(more.iter().copied());
-    Said::of(&command.output().await.expect("byok runs"))
+    Verdict::of(&command.output().await.expect("byok runs"))
 }
 
-async fn verify(server: &TestServer) -> Said {
+async fn verify(server: &TestServer) -> Verdict {
     byok(server, &["audit", "verify"], &[]).await
 }
 
@@ -89,7 +90,7 @@ fn set(server: &mut TestServer, name: &str, value: Option<&str>) {
 }
 
 #[tokio::test]
-async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing() {
+async fn an_attackers_dek_under_azures_public_key_encrypts_nothing() {
     let azure = Azure::start().await;
     let variables = azure.variables();
     let mut environment: Vec<(&str, &str)> =
@@ -97,9 +98,9 @@ async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing
     environment.push(COLD);
     let server = TestServer::with(&environment).await;
     for plant in [
-        // The MAC of what was there stays.
+        // The old row's MAC stays.
         "SET session_replication_role = replica; UPDATE np_byok_wrapped_deks SET wrapped = $1",
-        // It goes.
+        // The MAC is removed.
         "SET session_replication_role = replica; UPDATE np_byok_wrapped_deks SET mac = NULL, wrapped = $1",
     ] {
         let record = format!("record-{}", uuid::Uuid::now_v7());
@@ -110,7 +111,7 @@ async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing
             sqlx::query_as(row).bind(&record).fetch_one(&database).await.unwrap();
         let own = Dek::generate();
         let (tenant, dek_id) = (TenantUid(tenant.try_into().unwrap()), DekId(id));
-        // All that the service adds to the public key here is a request.
+        // An attacker could wrap with the public key alone; here the stand-in does it.
         let binding = DekBinding { tenant, dek_id, purpose: Purpose::Record };
         let wrapped = azure.kms().wrap(&[(binding, &own)]).await.pop().unwrap().unwrap().value.bytes;
         let hex: String = wrapped.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -124,8 +125,8 @@ async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing
         })
         .await;
         refused(&server.decrypt(&token, &record).await, "DECRYPT_FAILED");
-        let said = verify(&server).await;
-        said.finds("dek-wrapped", &id.to_string());
+        let verdict = verify(&server).await;
+        verdict.finds("dek-wrapped", &id.to_string());
         assert_eq!(
             number(&database, &format!("np_byok_wrapped_deks WHERE record_id = '{record}'")).await,
             1,
@@ -178,7 +179,7 @@ async fn a_dek_read_from_a_planted_row_encrypts_nothing_once_restored() {
     assert_eq!(opened.status, 200, "it was encrypted under the planted DEK: {}", opened.body);
 }
 
-/// What an attacker reads of a token that was made under their DEK.
+/// The plaintext that an attacker reads from a token made under their DEK.
 fn opened_by(own: &Dek, tenant: TenantUid, id: DekId, record: &str, body: &Value) -> String {
     let context = Context::from_pairs([("record_id", record)]).expect("a context");
     let token = Token::parse(body["ciphertext"].as_str().unwrap_or_default()).expect("a token");
@@ -204,10 +205,10 @@ async fn under_azures_rsa_key_nothing_is_encrypted_without_the_secret() {
         assert_eq!(answer.status, 503);
     }
     assert_eq!(server.decrypt(&token, "record-1").await.body["plaintext"], "before");
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  rows: under an RSA key anybody can wrap a DEK"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("FAIL  rows: under an RSA key anybody can wrap a DEK"), "{verdict}");
 
-    // Nor is it re-wrapped: the log would speak for it from then on.
+    // It is not re-wrapped either, since the log would then confirm it.
     edit(&server, "UPDATE np_byok_wrapped_deks SET mac = NULL, record_mac = NULL").await;
     azure.control(Method::POST, "keys/byok", json!({})).await;
     let started = server.post("/byok/rotate", json!({})).await;
@@ -231,11 +232,11 @@ async fn an_edit_that_keeps_the_key_version_is_refused_and_found() {
     .await;
     refused(&server.decrypt(&one, "r-1").await, "DECRYPT_FAILED");
     refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
-    let said = verify(&server).await;
-    said.finds("dek-mac", "DEK ");
-    said.finds("dek-wrapped", "DEK ");
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  rows: 1 have wrong MACs"), "{said}");
+    let verdict = verify(&server).await;
+    verdict.finds("dek-mac", "DEK ");
+    verdict.finds("dek-wrapped", "DEK ");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("FAIL  rows: 1 have wrong MACs"), "{verdict}");
     assert_eq!(encrypt(&server, "r-2").await.status, 200, "the other one is as it was");
 }
 
@@ -243,7 +244,7 @@ async fn an_edit_that_keeps_the_key_version_is_refused_and_found() {
 async fn a_row_moves_to_no_other_record_and_no_other_dek() {
     let server = bound().await;
     let tokens = [server.encrypt("one", "r-1").await, server.encrypt("two", "r-2").await];
-    // The row of r-2 goes, and that of r-1 takes its place.
+    // The row of r-2 is deleted, and that of r-1 takes its record id.
     edit(
         &server,
         "DELETE FROM np_byok_wrapped_deks WHERE record_id = 'r-2';
@@ -270,19 +271,19 @@ async fn a_missing_mac_is_noticed_once_all_rows_were_sealed() {
         until("it is refused", async || server.decrypt(&token, "r-1").await.body["code"] == "DECRYPT_FAILED")
             .await;
         refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
-        // Nor does a server take it that has just been started, or the job seal it.
+        // A newly started server does not use it either, and the job does not seal it.
         server.kill().await;
         server.start_again().await;
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 1);
     verify(&server).await.finds("dek-unsealed", "DEK ");
-    let said = server.doctor().await;
-    assert!(said.contains("warn  rows: 1 have no MAC"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("warn  rows: 1 have no MAC"), "{verdict}");
 }
 
 #[tokio::test]
-async fn rows_from_before_are_checked_against_the_log_and_sealed_despite_kills() {
+async fn earlier_rows_are_checked_against_the_log_and_sealed_despite_kills() {
     let mut server = TestServer::with(&[COLD]).await;
     let items: Vec<Value> =
         (0..2_500).map(|n| json!({ "plaintext": "p", "record_id": format!("r-{n:04}") })).collect();
@@ -290,7 +291,7 @@ async fn rows_from_before_are_checked_against_the_log_and_sealed_despite_kills()
     let first = made.body["items"][0]["ciphertext"].as_str().unwrap().to_owned();
     let database = server.database().await;
     assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 2_500);
-    // One that was edited before anybody could tell by a MAC.
+    // A row that was edited before any MAC could show it.
     edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '7' WHERE record_id = 'r-0007'").await;
 
     server.stop().await;
@@ -316,8 +317,8 @@ async fn rows_from_before_are_checked_against_the_log_and_sealed_despite_kills()
 }
 
 #[tokio::test]
-async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
-    // Without the secret this release writes the rows that the one before wrote.
+async fn a_release_without_macs_may_write_until_all_rows_are_sealed() {
+    // Without the secret this release writes the same rows as the previous one.
     let mut before = TestServer::with(&[COLD]).await;
     let database = before.database().await;
     let token = before.encrypt("one", "r-1").await;
@@ -329,7 +330,7 @@ async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
     assert_eq!(after.decrypt(&beside, "r-2").await.body["plaintext"], "two");
     all_are_sealed(&database).await;
 
-    // It re-wraps, and leaves the MAC of what was there.
+    // It re-wraps the DEK, and leaves the old row's MAC.
     let wrapped: String = sqlx::query_scalar(
         "UPDATE np_byok_wrapped_deks SET wrapped = wrapped || '\\x00' WHERE record_id = 'r-2' RETURNING (mac IS NULL)::text",
     )
@@ -344,14 +345,14 @@ async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
     assert_eq!(after.decrypt(&beside, "r-2").await.body["plaintext"], "two");
     sealing_has_ended(&database).await;
     assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 0);
-    // What it would make now nobody with the secret would take.
-    until("it makes none any more", async || {
+    // A DEK that it made now would be refused by every server with the secret.
+    until("it makes no more DEKs", async || {
         encrypt(&before, "r-3").await.body["code"] == "ROW_MAC_KEY_REQUIRED"
     })
     .await;
     set(&mut before, KEY, None);
-    let said = before.doctor().await;
-    assert!(said.contains("FAIL  rows: all rows are sealed"), "{said}");
+    let verdict = before.doctor().await;
+    assert!(verdict.contains("FAIL  rows: all rows are sealed"), "{verdict}");
     assert_eq!(before.decrypt(&token, "r-1").await.body["plaintext"], "one");
     after.stop().await;
     after.start_again().await;
@@ -365,7 +366,7 @@ async fn a_log_that_is_damaged_seals_no_row() {
     let token = server.encrypt("one", "r-1").await;
     server.encrypt("two", "r-2").await;
     server.stop().await;
-    // The entry that made the first, which speaks against the edit.
+    // Removes the entry that made the first DEK, and so contradicts the edit.
     edit(
         &server,
         "UPDATE np_byok_wrapped_deks SET record_id = 'r-3' WHERE record_id = 'r-1';
@@ -381,11 +382,12 @@ async fn a_log_that_is_damaged_seals_no_row() {
     assert_eq!(
         server.decrypt(&token, "r-1").await.body["plaintext"],
         "one",
-        "what is there is read as before"
+        "existing values can still be read"
     );
     assert_eq!(number(&database, "np_byok_audit WHERE operation = 'seal'").await, 0);
 
-    // But what would speak against a row is gone: nothing is encrypted under it, and it is not re-wrapped.
+    // But without the evidence against a row, nothing is encrypted under it, and it is not
+    // re-wrapped.
     refused(&encrypt(&server, "r-2").await, "UNAVAILABLE");
     refused(&encrypt(&server, "r-3").await, "UNAVAILABLE");
     assert_eq!(encrypt(&server, "r-4").await.status, 200, "a new DEK's row is bound");
@@ -396,7 +398,8 @@ async fn a_log_that_is_damaged_seals_no_row() {
     assert_eq!(number(&database, rewrapped).await, 0);
 }
 
-/// Takes the entries that say that all rows are sealed, and puts the DEK of r-2 into the row of r-1, without a MAC.
+/// Removes the entries that say that all rows are sealed, and puts the DEK of r-2 into the row of
+/// r-1, without a MAC.
 async fn plant_without_a_mac(server: &TestServer) {
     edit(
         server,
@@ -408,17 +411,17 @@ async fn plant_without_a_mac(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn what_a_server_has_seen_of_its_rows_no_database_takes_back() {
+async fn no_database_makes_a_server_forget_that_rows_were_sealed() {
     let server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
     server.encrypt("one", "r-1").await;
     server.encrypt("two", "r-2").await;
     sealing_has_ended(&server.database().await).await;
     plant_without_a_mac(&server).await;
     until("it is refused", async || encrypt(&server, "r-1").await.body["code"] == "DECRYPT_FAILED").await;
-    // The log goes back for a moment: what is in memory of the database is emptied.
+    // The log is damaged for a moment, which clears what the server remembers of the database.
     let flip = "UPDATE np_byok_heads SET frontier = set_byte(frontier, 0, get_byte(frontier, 0) # 1)";
     edit(&server, flip).await;
-    until("it is seen", async || encrypt(&server, "r-2").await.status != 200).await;
+    until("the damage is noticed", async || encrypt(&server, "r-2").await.status != 200).await;
     edit(&server, flip).await;
     until("it serves again", async || encrypt(&server, "r-2").await.status == 200).await;
     for _ in 0..3 {
@@ -433,8 +436,11 @@ async fn where_macs_are_required_a_row_without_one_is_refused() {
     let token = server.encrypt("one", "r-1").await;
     server.encrypt("two", "r-2").await;
     sealing_has_ended(&server.database().await).await;
-    let said = server.doctor().await;
-    assert!(said.contains("warn  rows: all are sealed") && said.contains("BYOK_ROW_MACS_REQUIRED"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(
+        verdict.contains("warn  rows: all are sealed") && verdict.contains("BYOK_ROW_MACS_REQUIRED"),
+        "{verdict}"
+    );
     server.stop().await;
     plant_without_a_mac(&server).await;
     set(&mut server, "BYOK_ROW_MACS_REQUIRED", Some("true"));
@@ -443,11 +449,11 @@ async fn where_macs_are_required_a_row_without_one_is_refused() {
     refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
     assert_eq!(encrypt(&server, "r-2").await.status, 200);
     verify(&server).await.finds("dek-unsealed", "DEK ");
-    let said = server.doctor().await;
-    assert!(said.contains("FAIL  rows: 1 have no MAC, and are refused"), "{said}");
+    let verdict = server.doctor().await;
+    assert!(verdict.contains("FAIL  rows: 1 have no MAC, and are refused"), "{verdict}");
     tokio::time::sleep(Duration::from_secs(2)).await;
     let sealed = "np_byok_audit WHERE operation = 'seal'";
-    assert_eq!(number(&server.database().await, sealed).await, 0, "what is not so is not logged");
+    assert_eq!(number(&server.database().await, sealed).await, 0, "nothing false is logged");
 }
 
 #[tokio::test]
@@ -479,8 +485,8 @@ async fn a_rotation_of_the_key_seals_what_it_re_wraps() {
     verify(&server).await.holds();
     edit(&server, "UPDATE np_byok_wrapped_deks SET record_id = 'r-2'").await;
     server.key.rotate().await;
-    let said = byok(&server, &["rotate"], &[]).await;
-    assert!(said.text.contains("1 failed"), "an edited row is not re-wrapped: {}", said.text);
+    let verdict = byok(&server, &["rotate"], &[]).await;
+    assert!(verdict.text.contains("1 failed"), "an edited row is not re-wrapped: {}", verdict.text);
 }
 
 #[tokio::test]
@@ -520,15 +526,15 @@ async fn a_lost_secret_is_repaired_by_reseal_once_the_log_holds() {
     refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
     verify(&server).await.finds("dek-mac", "DEK ");
 
-    // Not where the log has something against a row.
+    // Nothing is sealed while the log contradicts a row.
     edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '7' WHERE record_id = 'r-2'").await;
     byok(&server, &["audit", "reseal"], &[]).await.finds("dek-key-version", "DEK ");
     refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
     edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '1' WHERE record_id = 'r-2'").await;
 
-    let said = byok(&server, &["audit", "reseal", "--by", "an operator"], &[]).await;
-    said.holds();
-    assert!(said.text.contains("2 rows sealed; 0 already had MACs"), "{}", said.text);
+    let verdict = byok(&server, &["audit", "reseal", "--by", "an operator"], &[]).await;
+    verdict.holds();
+    assert!(verdict.text.contains("2 rows sealed; 0 already had MACs"), "{}", verdict.text);
     assert_eq!(server.decrypt(&token, "r-1").await.body["plaintext"], "one");
     let entries = server.get("/byok/audit?operation=seal").await.body;
     assert_eq!(entries["entries"][0]["user"], "an operator", "{entries}");

@@ -1,4 +1,5 @@
-//! One caller who asks for much, reads slowly or sends slowly: the answer is bounded, and nobody else pays for it.
+//! One caller that asks for much, reads slowly or sends slowly: its answer is bounded, and other
+//! callers are not affected.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::support::offered::memory;
 use crate::support::server::{TestServer, answer};
 
-/// Of which JSON makes six bytes each.
+/// A character that JSON writes in six bytes.
 const CONTROL: &str = "\u{1}";
 
 fn address(server: &TestServer) -> std::net::SocketAddr {
@@ -23,7 +24,8 @@ async fn held(server: &TestServer) -> u64 {
     line.map_or(0, |value| value.parse::<f64>().unwrap() as u64)
 }
 
-/// A server of bodies of 4 MB, 16 MB of them at once, and answers of 8 MB; and a token that opens to 3 MB of JSON.
+/// A server with bodies of 4 MB, at most 16 MB of them at once, and answers of 8 MB; and a token
+/// whose plaintext is 3 MB of JSON.
 async fn server() -> (TestServer, String) {
     let server = TestServer::with(&[("BYOK_LOG", "info"), ("BYOK_MAX_BODY_BYTES", "4000000")]).await;
     let token = server.encrypt(&CONTROL.repeat(500_000), "r").await;
@@ -39,7 +41,7 @@ async fn last_entry(server: &TestServer) -> Value {
 }
 
 #[tokio::test]
-async fn a_value_selected_over_and_over_is_refused_before_it_is_made() {
+async fn a_value_selected_repeatedly_is_refused_before_it_is_made() {
     let (server, token) = server().await;
     let service = server.jwt("service", "mallory");
     let before = memory(server.pid(), "VmRSS");
@@ -58,7 +60,7 @@ async fn a_value_selected_over_and_over_is_refused_before_it_is_made() {
 }
 
 #[tokio::test]
-async fn an_answer_past_the_largest_is_refused_and_recorded_as_not_given() {
+async fn an_answer_that_is_too_large_is_refused_and_recorded_so() {
     let (server, token) = server().await;
     let whole = server.post("/byok/decrypt/many", json!({ "items": items(&token, 2, "record_id") })).await;
     assert_eq!(
@@ -78,7 +80,7 @@ async fn an_answer_past_the_largest_is_refused_and_recorded_as_not_given() {
     assert!(entry["voids"].is_string() && entry["outcome"] == "BODY_TOO_LARGE", "{entry}");
 }
 
-/// A request of this user's, and a connection that takes nothing of the answer.
+/// A connection with a request of this user's that reads nothing of the answer.
 async fn slow_reader(server: &TestServer, user: &str, path: &str, body: &Value) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
@@ -95,7 +97,7 @@ async fn slow_reader(server: &TestServer, user: &str, path: &str, body: &Value) 
 }
 
 #[tokio::test]
-async fn a_user_who_reads_slowly_holds_half_of_the_rest_at_most() {
+async fn a_slow_reader_holds_half_of_the_rest_at_most() {
     let (server, token) = server().await;
     let body = json!({ "items": items(&token, 2, "record_id") });
     let _slow = slow_reader(&server, "mallory", "/byok/decrypt/many", &body).await;
@@ -115,7 +117,7 @@ async fn a_user_who_reads_slowly_holds_half_of_the_rest_at_most() {
     for _ in 0..10 {
         let asked = server.client.post(format!("{}/byok/decrypt/many", server.base));
         let served = answer(asked.bearer_auth(server.jwt("service", "alice")).json(&other)).await;
-        assert_eq!(served.status, 200, "another user pays for it: {}", served.body);
+        assert_eq!(served.status, 200, "another user is affected: {}", served.body);
     }
 }
 

@@ -1,4 +1,5 @@
-//! A server that starts while its database is down: it answers from the first second, and serves once the database is there.
+//! A server that starts while its database is down: it answers from the first second, and serves
+//! once the database is up.
 
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ async fn with_the_database_down_it_says_so_and_serves_once_up() {
     let stranger = server.call(Method::POST, "/byok/encrypt", "no.jwt.atall", Some(encrypt)).await;
     assert_ne!(
         stranger.body["code"], "STORE_UNAVAILABLE",
-        "a bad credential is one, whatever the database does"
+        "a bad credential is refused, whatever the database does"
     );
 
     database.start_again();
@@ -88,7 +89,7 @@ async fn a_server_that_starts_without_its_database_stops_when_told() {
 async fn what_is_wrong_for_certain_ends_the_start_and_is_said() {
     let database = empty().await;
     let database_that_is_not = database.url.rsplit_once('/').unwrap().0.to_owned() + "/there_is_none";
-    for (url, said) in [
+    for (url, message) in [
         (as_user(&database.url, "nobody_of_that_name"), "no role of that name and password may log in"),
         (database_that_is_not, "there is no database of that name"),
     ] {
@@ -98,6 +99,6 @@ async fn what_is_wrong_for_certain_ends_the_start_and_is_said() {
         let output = command.output().await.unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{error}");
-        assert!(error.lines().any(|line| line.starts_with("byok: ") && line.contains(said)), "{error}");
+        assert!(error.lines().any(|line| line.starts_with("byok: ") && line.contains(message)), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What every database does with the announcements of incidents.
+//! The behaviour of every database for announcements of incidents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ on_every_database! {
     only_the_holder_of_an_attempt_says_how_it_went
     an_attempt_that_failed_is_due_again_later
     what_has_ended_is_never_due_again
-    a_later_incident_of_a_key_version_waits_for_the_one_before
+    a_later_incident_of_a_key_version_waits_its_turn
     key_versions_and_tenants_do_not_wait_for_each_other
     a_step_that_is_committed_again_does_nothing_more
     a_step_whose_batch_was_committed_before_says_what_it_did
@@ -51,7 +51,7 @@ async fn ends(store: &Db, tenant: TenantUid, incident: IncidentId) {
     assert!(applied(store, tenant, announce(incident, 1, holder, end)).await);
 }
 
-/// What is due of one tenant.
+/// The due announcements of one tenant.
 async fn due(store: &Db, tenant: TenantUid) -> Vec<DueAnnouncement> {
     let all = store.due_announcements(100).await.unwrap();
     all.into_iter().filter(|due| due.tenant.uid == tenant).collect()
@@ -100,7 +100,7 @@ async fn only_the_holder_of_an_attempt_says_how_it_went(store: Db) {
     let short = AnnouncementStep::Begin { lease: Duration::ZERO };
     assert!(applied(&store, tenant, announce(incident, 1, holder, short)).await);
     tokio::time::sleep(Duration::from_millis(5)).await;
-    assert!(begins(&store, tenant, incident, 2, holder).await, "it was this holder's before");
+    assert!(begins(&store, tenant, incident, 2, holder).await, "this holder had it before");
     let steps = [
         AnnouncementStep::Failed { after: Duration::ZERO },
         AnnouncementStep::End(AnnouncementOutcome::Announced),
@@ -152,7 +152,7 @@ async fn what_has_ended_is_never_due_again(store: Db) {
     }
 }
 
-async fn a_later_incident_of_a_key_version_waits_for_the_one_before(store: Db) {
+async fn a_later_incident_of_a_key_version_waits_its_turn(store: Db) {
     let tenant = tenant(&*store).await;
     let mut proof = watched(&*store, tenant, "1").await;
     let mut incidents = Vec::new();
@@ -161,7 +161,7 @@ async fn a_later_incident_of_a_key_version_waits_for_the_one_before(store: Db) {
     }
     for (at, incident) in incidents.iter().enumerate() {
         assert_eq!(due_ids(&store, tenant).await, [*incident]);
-        // Neither while it is tried, nor while it waits to be tried again.
+        // Neither during an attempt nor while it waits for the next one.
         let holder = Uuid::new_v4();
         assert!(begins(&store, tenant, *incident, 1, holder).await, "{at}");
         assert_eq!(due_ids(&store, tenant).await, []);
@@ -187,7 +187,7 @@ async fn key_versions_and_tenants_do_not_wait_for_each_other(store: Db) {
     assert!(!begins(&store, other, ids[0], 1, Uuid::new_v4()).await, "it is another tenant's");
     ends(&store, one, ids[1]).await;
     assert_eq!(due_ids(&store, one).await[0], ids[0]);
-    assert_eq!(due_ids(&store, one).await.len(), 2, "what follows the one that has ended is due");
+    assert_eq!(due_ids(&store, one).await.len(), 2, "the next one is due after it has ended");
 }
 
 async fn a_step_that_is_committed_again_does_nothing_more(store: Db) {
@@ -221,7 +221,7 @@ async fn an_incident_that_was_not_written_is_not_announced(store: Db) {
     let mut proof = watched(&*store, tenant, "1").await;
     let stale = proof.clone();
     let incident = turn(&*store, tenant, &mut proof, Posture::Revoked).await;
-    // Another replica was first: its compare-and-swap touches nothing.
+    // Another replica was first, so its compare-and-swap changes nothing.
     let mut lost = incident.clone();
     lost.id = IncidentId::new();
     let to = Proof { next_probe_at: proof.next_probe_at.plus(Duration::from_secs(1)), ..proof };

@@ -1,5 +1,5 @@
-//! What every database does behind `Store`. Each case runs on PostgreSQL, on PostgreSQL as it is used behind PgBouncer,
-//! and on SQLite.
+//! The behaviour of every database behind `Store`. Each case runs on PostgreSQL, on PostgreSQL as
+//! used behind PgBouncer, and on SQLite.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ on_every_database! {
     it_answers
     a_tenant_is_found_by_its_name
     a_tenants_name_and_uid_are_given_once
-    a_tenant_its_entries_and_its_deks_can_come_in_one_batch
+    a_tenant_its_entries_and_deks_fit_in_one_batch
     tenants_are_listed_by_name
     entries_read_back_as_they_were_written
     entries_of_a_time_are_found_by_their_places
@@ -71,7 +71,7 @@ on_every_database! {
     deks_under_other_versions_are_counted
     rows_are_sealed_only_as_they_were_read
     a_mac_does_not_outlive_the_bytes_that_it_is_of
-    a_retry_of_a_rewrap_leaves_the_mac_that_was_given_since
+    a_retry_of_a_rewrap_keeps_a_later_mac
     an_incident_that_is_no_change_of_posture_is_written_once
     a_rewrap_applies_only_to_what_was_read
     rewraps_of_one_dek_apply_in_order
@@ -101,7 +101,7 @@ async fn matching(store: &Db, tenant: TenantUid, filter: EntryFilter) -> Vec<u64
     store.entries(tenant, &filter, None, 100).await.unwrap().entries.iter().map(|entry| entry.seq).collect()
 }
 
-/// JSON with its white space gone, as the contract allows that to differ.
+/// A row with its JSON's white space removed, which the contract allows to differ.
 fn normal(mut row: EntryRow) -> EntryRow {
     row.records = serde_json::from_str::<serde_json::Value>(&row.records).unwrap().to_string();
     row
@@ -115,7 +115,7 @@ fn ids(rows: &[DekRow]) -> Vec<DekId> {
     rows.iter().map(|row| row.id).collect()
 }
 
-/// What the entries say that the head should be.
+/// The root that the head should have, from the entries.
 async fn root_of_rows(store: &Db, tenant: TenantUid) -> Hash {
     let mut rows = all(store, tenant).await;
     rows.reverse();
@@ -178,7 +178,7 @@ async fn a_tenants_name_and_uid_are_given_once(store: Db) {
     assert_eq!(store.tenant("b").await.unwrap(), None);
 }
 
-async fn a_tenant_its_entries_and_its_deks_can_come_in_one_batch(store: Db) {
+async fn a_tenant_its_entries_and_deks_fit_in_one_batch(store: Db) {
     let uid = TenantUid([9; 16]);
     let tenant = Tenant { uid, name: "whole".to_owned() };
     let row = dek(Some("r"));
@@ -224,7 +224,7 @@ async fn a_time_past_the_year_9999_asks_for_what_it_says(store: Db) {
         assert_eq!(store.places(tenant, from, None).await.unwrap(), Some(0..2));
         assert_eq!(store.places(tenant, None, until).await.unwrap(), None);
     }
-    // An entry of such a time reads back with it.
+    // An entry with such a time reads back unchanged.
     let mut row = entry();
     row.at = Timestamp::parse("9999-12-31T23:59:59-01:00").unwrap();
     store.commit(&entries(tenant, 2, vec![row.clone()])).await.unwrap();
@@ -514,12 +514,12 @@ async fn a_mac_does_not_outlive_the_bytes_that_it_is_of(store: Db) {
         assert_eq!(store.commit(&of_new).await.unwrap().applied, [1]);
         assert_eq!(mac().await, Some([2; 32]));
     }
-    // As a release does that knows no MACs.
+    // A rewrap by a release without MACs.
     store.commit(&rewrap(wrapped(8, "2"), wrapped(9, "3"), Some([2; 32]))).await.unwrap();
     assert_eq!(mac().await, None);
 }
 
-async fn a_retry_of_a_rewrap_leaves_the_mac_that_was_given_since(store: Db) {
+async fn a_retry_of_a_rewrap_keeps_a_later_mac(store: Db) {
     let tenant = tenant(&*store).await;
     let row = dek(None);
     store.commit(&changes(tenant, inserts(std::slice::from_ref(&row)))).await.unwrap();
@@ -688,7 +688,8 @@ async fn a_job_that_is_paused_is_nobodys_until_it_is_resumed(store: Db) {
     }
     let paused = store.job(tenant, id).await.unwrap().unwrap().0;
     assert_eq!((paused.state, paused.stalled, paused.finished_at), (JobState::Paused, None, None));
-    // What was under way can neither go on nor wake it, in this release or in one that knows no paused job.
+    // Work in progress can neither continue nor wake it, in this release or in one that knows no
+    // paused jobs.
     let advance = Change::AdvanceJob { job: started.clone(), holder: one, after: None };
     assert_eq!(store.commit(&changes(tenant, vec![advance.clone()])).await.unwrap().applied, [0]);
     assert!(!lease(&store, tenant, id, one, 60_000).await && !lease(&store, tenant, id, other, 60_000).await);
@@ -703,7 +704,7 @@ async fn a_job_that_is_paused_is_nobodys_until_it_is_resumed(store: Db) {
         "its lease is gone"
     );
     assert!(lease(&store, tenant, id, other, 60_000).await);
-    // To resume what runs takes it from nobody.
+    // Resuming a running job takes it from nobody.
     assert_eq!(commanded(&store, tenant, id, JobCommand::Resume).await, 1);
     let advance = Change::AdvanceJob { job: started, holder: other, after: None };
     assert_eq!(store.commit(&changes(tenant, vec![advance])).await.unwrap().applied, [1]);
@@ -721,7 +722,7 @@ async fn a_job_that_has_ended_takes_no_other_command(store: Db) {
         assert_eq!(commanded(&store, tenant, id, command).await, 0);
     }
     assert_eq!(store.job(tenant, id).await.unwrap().unwrap().0, cancelled);
-    // Another one, which is done.
+    // Another job, which is done.
     let mut done = job();
     let holder = Uuid::new_v4();
     store.commit(&changes(tenant, vec![Change::StartJob(done.clone())])).await.unwrap();
@@ -732,9 +733,13 @@ async fn a_job_that_has_ended_takes_no_other_command(store: Db) {
     for command in [JobCommand::Pause, JobCommand::Resume, JobCommand::Cancel] {
         assert_eq!(commanded(&store, tenant, done.id, command).await, 0);
     }
-    assert_eq!(store.commit(&last).await.unwrap().applied, [1], "the last step again finds what it left");
+    assert_eq!(
+        store.commit(&last).await.unwrap().applied,
+        [1],
+        "repeating the last step finds its own result"
+    );
     assert_eq!(store.job(tenant, done.id).await.unwrap().unwrap().0.state, JobState::Done);
-    // A command of a batch whose outcome was not known is not said to have failed.
+    // A retried command whose first outcome was unknown is not reported as failed.
     let id = start(&store, tenant).await;
     let pause = Change::CommandJob { job: id, command: JobCommand::Pause, at: now() };
     let batch = Batch {
@@ -876,7 +881,7 @@ async fn an_entry_holds_ten_thousand_items(store: Db) {
 
 async fn record_ids_may_be_empty_long_and_of_any_script(store: Db) {
     let tenant = tenant(&*store).await;
-    // Not one letter over and over: that would be compressed before it is indexed.
+    // Random text, since one repeated letter would be compressed before it is indexed.
     let long: String = (0..4_000).map(|_| Uuid::new_v4().to_string()).collect();
     for record in [
         "",

@@ -1,4 +1,4 @@
-//! Proofs, incidents, and the fence that a commit stands under: what every database does with them.
+//! The behaviour of every database for proofs, incidents, and the fence of a commit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ on_every_database! {
     a_version_that_several_watch_at_once_is_watched_for_each
     a_need_ends_by_the_databases_clock
     a_version_that_is_not_active_is_probed_whoever_needs_it
-    a_version_that_was_retired_is_gone_until_it_is_watched_anew
+    a_retired_version_is_gone_until_it_is_watched_again
     a_proof_replaces_every_field_and_leaves_the_canary
     a_proof_of_another_revision_touches_nothing
     incidents_read_back_as_they_were_recorded
@@ -52,23 +52,23 @@ async fn clock(store: &Db, tenant: TenantUid) -> Timestamp {
     store.proofs(tenant).await.unwrap().now
 }
 
-/// Times of a database may be of milliseconds.
+/// A time in whole milliseconds, which is all that some databases keep.
 fn whole(at: Timestamp) -> Timestamp {
     Timestamp(at.0 / 1_000 * 1_000)
 }
 
-fn under(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
+fn fenced_batch(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
     Batch { tenant, base, entries: vec![entry()], changes: Vec::new(), gate: None, fence }
 }
 
-/// What a batch with one entry finds under this fence, at the log's end.
+/// The result of a batch with one entry at the end of the log, under this fence.
 async fn passes(
     store: &Db,
     tenant: TenantUid,
     fence: Vec<Fence>,
 ) -> Result<Option<FenceReading>, CommitError> {
     let base = store.log_size(tenant).await.unwrap();
-    let outcome = store.commit(&under(tenant, base, fence)).await.map(|done| done.reading);
+    let outcome = store.commit(&fenced_batch(tenant, base, fence)).await.map(|done| done.reading);
     assert_eq!(store.log_size(tenant).await.unwrap(), base + u64::from(outcome.is_ok()));
     outcome
 }
@@ -82,7 +82,7 @@ async fn proof_of(store: &Db, tenant: TenantUid, version: &str) -> Proof {
     seen.rows.into_iter().find(|row| &*row.key_version.version == version).unwrap()
 }
 
-/// The versions of this tenant that are to be probed.
+/// The versions of this tenant that are probed.
 async fn probed(store: &Db, tenant: TenantUid) -> Vec<String> {
     let watched = store.watched().await.unwrap().rows.into_iter();
     let versions = watched.filter(|row| row.tenant.uid == tenant);
@@ -177,7 +177,7 @@ async fn a_need_ends_by_the_databases_clock(store: Db) {
     assert_eq!(probed(&store, tenant).await, ["1", "2"]);
     assert_eq!(one(&store, tenant, need("3", 60_000)).await, 1);
     assert_eq!(probed(&store, tenant).await, ["1", "2", "3"]);
-    assert_eq!(store.proofs(tenant).await.unwrap().rows.len(), 3, "a need changes no proof");
+    assert_eq!(store.proofs(tenant).await.unwrap().rows.len(), 3, "extending a watch changes no proof");
     assert_eq!(proof_of(&store, tenant, "1").await.revision, 1);
 }
 
@@ -191,7 +191,7 @@ async fn a_version_that_is_not_active_is_probed_whoever_needs_it(store: Db) {
     assert_eq!(probed(&store, tenant).await, ["1"]);
 }
 
-async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) {
+async fn a_retired_version_is_gone_until_it_is_watched_again(store: Db) {
     let (tenant, other) = (tenant(&*store).await, tenant(&*store).await);
     for version in ["1", "2", "3"] {
         watch(&*store, tenant, version).await;
@@ -218,14 +218,14 @@ async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) 
     };
     assert_eq!(known().await, ["2"]);
     assert_eq!(probed(&store, tenant).await, [""; 0]);
-    assert_eq!(store.proofs(other).await.unwrap().rows.len(), 1, "another tenant's stay");
+    assert_eq!(store.proofs(other).await.unwrap().rows.len(), 1, "another tenant's rows stay");
 
-    // Who has not heard of it yet.
+    // Writes by a replica that has not noticed the retirement.
     assert_eq!(one(&store, tenant, need("1")).await, 0);
     let late = Change::UpdateProof { from: first.revision, to: first.clone(), incident: None };
     assert_eq!(one(&store, tenant, late).await, 0);
     let under_it = vec![fence("1", Requirement::Active { epoch: first.epoch })];
-    assert_eq!(store.commit(&under(tenant, 0, under_it)).await, Err(CommitError::Fenced));
+    assert_eq!(store.commit(&fenced_batch(tenant, 0, under_it)).await, Err(CommitError::Fenced));
 
     for (version, epoch) in [("1", first.epoch + 1), ("3", revoked.epoch + 1)] {
         let again = Change::Watch { proof: proof(version, Timestamp(5)), canary: canary(version) };
@@ -348,7 +348,7 @@ async fn an_identical_proof_is_written_once(store: Db) {
     let (with_entry, third) = step(&second, Some(first.proven_at));
     let batch = Batch {
         changes: vec![with_entry],
-        ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 1 })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Active { epoch: 1 })])
     };
     for _ in 0..2 {
         assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
@@ -373,7 +373,7 @@ async fn no_tenant_sees_anothers_proofs(store: Db) {
     assert_eq!(store.incidents(other, 10).await.unwrap(), []);
     let active = || vec![fence("1", Requirement::Active { epoch: 1 })];
     assert_eq!(passes(&store, other, active()).await, Err(CommitError::Fenced));
-    // A row of the same name, of its own.
+    // Another tenant's row with the same name.
     let revoked = Proof { posture: Posture::Revoked, ..first.clone() };
     one(&store, other, Change::Watch { proof: revoked.clone(), canary: canary("1") }).await;
     assert_eq!(store.proofs(own).await.unwrap().rows, [to]);
@@ -385,7 +385,7 @@ async fn no_tenant_sees_anothers_proofs(store: Db) {
 async fn only_an_active_key_of_this_epoch_is_active(store: Db) {
     let tenant = tenant(&*store).await;
     let mut proof = watch(&*store, tenant, "1").await;
-    // However old.
+    // The age of the proof does not matter.
     proof = prove(&*store, tenant, &proof, |to| to.proven_at = Timestamp(1)).await;
     let active = |epoch| vec![fence("1", Requirement::Active { epoch })];
     let proven = |epoch| vec![fence("1", Requirement::Proven { epoch, within: MINUTE })];
@@ -439,8 +439,11 @@ async fn a_row_that_was_written_is_not_unchanged(store: Db) {
     assert!(passes(&store, tenant, unchanged(1)).await.is_ok());
     one(&store, tenant, Change::ExtendWatch { key_version: first.key_version.clone(), lasting: MINUTE })
         .await;
-    assert!(passes(&store, tenant, unchanged(1)).await.is_ok(), "a need is no news of the key");
-    // Whatever the posture, the epoch and the time.
+    assert!(
+        passes(&store, tenant, unchanged(1)).await.is_ok(),
+        "extending a watch says nothing about the key"
+    );
+    // The revision alone counts, not the posture, the epoch or the time.
     let mut to = first.clone();
     (to.posture, to.epoch, to.proven_at) = (Posture::Revoked, 2, first.proven_at.plus(MINUTE));
     let second = prove(&*store, tenant, &first, |next| *next = Proof { revision: 2, ..to }).await;
@@ -503,7 +506,7 @@ async fn what_was_found_comes_in_the_order_of_the_fence(store: Db) {
     let expected = [3, 0, 2, 0, 1].map(|n: usize| proven_at[n]);
     assert_eq!(passed.proven_at, expected);
     assert!(now <= passed.now && passed.now.since(now) < MINUTE);
-    // What reads it finds the same.
+    // A read of the proofs gives the same result.
     let seen = store.proofs(tenant).await.unwrap();
     assert_eq!(FenceReading::of(&fences, &seen).unwrap().proven_at, expected);
 }
@@ -521,7 +524,7 @@ async fn a_refused_batch_leaves_nothing(store: Db) {
     ];
     for changes in [Vec::new(), insert, many] {
         let mut batch =
-            Batch { changes, ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })]) };
+            Batch { changes, ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })]) };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
         assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
         assert_eq!(store.log_size(tenant).await.unwrap(), 0);
@@ -538,22 +541,22 @@ async fn a_batch_that_is_behind_has_moved_whatever_the_fence_says(store: Db) {
     let tenant = tenant(&*store).await;
     watch(&*store, tenant, "1").await;
     for base in [0, 1] {
-        store.commit(&under(tenant, base, Vec::new())).await.unwrap();
+        store.commit(&fenced_batch(tenant, base, Vec::new())).await.unwrap();
     }
     for epoch in [1, 2] {
         for base in [0, 1, 3] {
-            let batch = under(tenant, base, vec![fence("1", Requirement::Active { epoch })]);
+            let batch = fenced_batch(tenant, base, vec![fence("1", Requirement::Active { epoch })]);
             assert_eq!(store.commit(&batch).await, Err(CommitError::Moved { size: 2 }));
         }
     }
-    let batch = under(tenant, 2, vec![fence("1", Requirement::Active { epoch: 2 })]);
+    let batch = fenced_batch(tenant, 2, vec![fence("1", Requirement::Active { epoch: 2 })]);
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
 }
 
 async fn an_identical_batch_is_known_though_the_fence_holds_no_more(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    let alone = under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]);
+    let alone = fenced_batch(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]);
     let with_dek = Batch { base: 1, changes: vec![Change::InsertDek(dek(None))], ..alone.clone() };
     let with_dek = Batch { entries: vec![entry()], ..with_dek };
     for batch in [&alone, &with_dek] {
@@ -575,7 +578,7 @@ async fn the_fence_is_of_entries_only(store: Db) {
     let batch = Batch {
         entries: Vec::new(),
         changes: vec![Change::InsertDek(row.clone())],
-        ..under(tenant, 0, vec![fence("none", Requirement::Active { epoch: 1 })])
+        ..fenced_batch(tenant, 0, vec![fence("none", Requirement::Active { epoch: 1 })])
     };
     let done = store.commit(&batch).await.unwrap();
     assert_eq!((done.applied, done.reading), (vec![1], None));
@@ -592,26 +595,26 @@ async fn the_fence_is_asked_before_the_batch_changes_anything(store: Db) {
             Change::UpdateProof { from: 1, to, incident: None },
             Change::Watch { proof: proof("2", first.proven_at), canary: canary("2") },
         ],
-        ..under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
     };
     let done = store.commit(&batch).await.unwrap();
     assert_eq!(done.applied, [1, 1]);
     assert_eq!(done.reading.unwrap().proven_at, [first.proven_at]);
     let batch = Batch {
         changes: vec![Change::Watch { proof: proof("3", first.proven_at), canary: canary("3") }],
-        ..under(tenant, 1, vec![fence("3", Requirement::Active { epoch: 1 })])
+        ..fenced_batch(tenant, 1, vec![fence("3", Requirement::Active { epoch: 1 })])
     };
-    assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced), "no batch makes its own proof");
+    assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced), "no batch proves its own key");
 }
 
 async fn in_turn_the_fence_is_asked_too(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    store.commit(&under(tenant, 0, Vec::new())).await.unwrap();
+    store.commit(&fenced_batch(tenant, 0, Vec::new())).await.unwrap();
     let row = dek(None);
     let mut batch = Batch {
         changes: vec![Change::InsertDek(row.clone())],
-        ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })])
     };
     assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
     assert_eq!(store.log_size(tenant).await.unwrap(), 1);
@@ -624,7 +627,7 @@ async fn in_turn_the_fence_is_asked_too(store: Db) {
 }
 
 async fn no_log_is_no_matter_of_the_fence(store: Db) {
-    let mut batch = under(TenantUid([1; 16]), 0, vec![fence("1", Requirement::Active { epoch: 1 })]);
+    let mut batch = fenced_batch(TenantUid([1; 16]), 0, vec![fence("1", Requirement::Active { epoch: 1 })]);
     assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
     assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Rejected));
 }
@@ -645,7 +648,7 @@ async fn many_statements_stand_under_one_fence(store: Db) {
             Change::LeaseJob { job: started.id, holder, lease: MINUTE },
             Change::AdvanceJob { job: advanced.clone(), holder, after: Some(old.id) },
         ],
-        ..under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
+        ..fenced_batch(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
     };
     batch.fence.push(fence("2", Requirement::Active { epoch: 1 }));
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));

@@ -1,4 +1,5 @@
-//! The fence on PostgreSQL: what a wait for the head's lock does to it, a clock that jumps, and the serving role.
+//! The fence on PostgreSQL: the effect of a wait for the head's lock, a clock that jumps, and the
+//! serving role.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::support::postgres::{
 };
 use crate::support::rows::{canary, changes, dek, entry, fence, job, proof, tenant, watch};
 
-/// How old a proof may be, and for how long the head is held: well more.
+/// The greatest age of a proof. The head is held for much longer.
 const WITHIN: Duration = Duration::from_millis(1_500);
 const HELD: Duration = Duration::from_millis(2_500);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -27,16 +28,17 @@ fn proven(tenant: TenantUid, base: u64, within: Duration) -> Batch {
     Batch { tenant, base, entries: vec![entry()], changes, gate: None, fence }
 }
 
-/// The forms in which a batch is committed.
+/// The two ways in which a batch is committed.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     OneStatement,
-    /// As behind PgBouncer, and with changes of other kinds.
+    /// The form behind PgBouncer, and for batches with other kinds of changes.
     Transaction,
     InTurn,
 }
 
-/// Commits while another connection, which does `meanwhile`, holds the head for longer than the proof may be old.
+/// Commits while another connection, which runs `meanwhile`, holds the head for longer than a proof
+/// may age.
 async fn commit_behind(
     database: &TestDatabase,
     store: &Arc<Postgres>,
@@ -65,8 +67,9 @@ async fn commit_behind(
     waiting.await.unwrap()
 }
 
-/// PostgreSQL looks at a row once more when it was changed, not when it was only locked; and the proofs of a statement are
-/// those that stood when it began. What is told is the clock after the wait, and so the true age of the proof.
+/// PostgreSQL reads a row again if it was changed, but not if it was only locked, and a statement
+/// sees the proofs as they were when it began. The reading has the clock after the wait, and so the
+/// true age of the proof.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_waited_tells_how_old_the_proof_has_become() {
     let (database, store) = migrated().await;
@@ -82,7 +85,7 @@ async fn a_statement_that_waited_tells_how_old_the_proof_has_become() {
         let batch = proven(tenant, base, WITHIN);
         let passed = commit_behind(&database, &store, batch, form, meanwhile).await.unwrap().reading.unwrap();
         assert_eq!(passed.proven_at, [first.proven_at]);
-        assert!(passed.now.since(first.proven_at) >= HELD, "who asks whether it is younger is told no");
+        assert!(passed.now.since(first.proven_at) >= HELD, "the proof has become too old");
     }
     assert_eq!(store.log_size(tenant).await.unwrap(), 3);
 }
@@ -122,7 +125,8 @@ async fn a_clock_that_jumps_refuses_whichever_way() {
     let tenant = tenant(&*store).await;
     watch(&*store, tenant, "1").await;
     let within = HOUR / 2;
-    // When the clock jumps forward by an hour, what stands is an hour older by it; and the other way round.
+    // When the clock jumps forward by an hour, existing rows become an hour older by it; and vice
+    // versa.
     let jump = async |sign: &str| {
         let columns = ["proven_at", "since", "steady_since", "next_probe_at", "needed_until"];
         let moved = columns.map(|column| format!("{column} = {column} {sign} interval '1 hour'")).join(", ");
@@ -139,7 +143,7 @@ async fn a_clock_that_jumps_refuses_whichever_way() {
     }
 }
 
-/// Else `Fenced` would be said of a batch that then comes to stand.
+/// Otherwise `Fenced` would be reported for a batch that is then committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_try_under_way_is_waited_for_before_blaming_the_fence() {
     let (database, store) = migrated().await;
@@ -214,7 +218,7 @@ async fn the_serving_role_keeps_proofs_and_unwrites_no_incident() {
 }
 
 #[tokio::test]
-async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
+async fn an_upgraded_database_keeps_its_log_and_gets_proofs() {
     let (_database, store, owner, serving) = with_two_roles().await;
     let tenant = tenant(&store).await;
     store.commit(&Batch { gate: None, fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
@@ -249,7 +253,7 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let store = connect(&serving);
     watch(&store, tenant, "1").await;
     assert!(store.commit(&proven(tenant, 1, HOUR)).await.unwrap().reading.is_some());
-    // The tree begins after what was there.
+    // The tree begins after the existing entries.
     let head = store.log_head(tenant).await.unwrap().unwrap();
     assert_eq!((head.first, head.frontier.size()), (1, 1));
 }

@@ -1,4 +1,5 @@
-//! What a database may be, and how it may be named: libpq's forms of a URL, a pooler, an encoding, a setting, a folder.
+//! Kinds of databases, and how they are named: libpq's URL forms, a pooler, an encoding, a setting,
+//! a folder.
 
 use byok::config::{Engine, Env, Reader, Store as Settings};
 use byok::store::{
@@ -11,7 +12,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::{LEVEL, Server, connect, empty, execute, settings};
 use crate::support::rows::{entries, entry, tenant};
 
-/// A store as the configuration reads the URL.
+/// A store with the URL as the configuration reads it.
 fn configured(url: &str) -> Postgres {
     let env = Env::from_pairs([("DATABASE_URL", url)]);
     let mut reader = Reader::new(&env);

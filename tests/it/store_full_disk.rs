@@ -1,5 +1,5 @@
-//! SQLite on a disk that is full, and one that fails: SQLite then rolls back by itself. All that needs a commit is refused for
-//! now, and goes on once there is room, without a restart.
+//! SQLite on a full disk and on a failing one, where SQLite rolls back by itself. Everything that
+//! needs a commit is refused meanwhile, and works again once there is space, without a restart.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::server::TestServer;
 use crate::support::shared_vault::VaultKey;
 
-/// `unshare` with a mount namespace of its own, where a file system can be mounted.
+/// `unshare` with its own mount namespace, in which a file system can be mounted.
 pub(crate) fn unshare() -> &'static str {
     if rustix::process::geteuid().is_root() { "unshare -m" } else { "unshare -Urm" }
 }
@@ -24,7 +24,8 @@ async fn encrypt(server: &TestServer, record: &str) -> Value {
     answer.body
 }
 
-/// Fails when it is told to, and works again when it is told to.
+/// Asserts that a server refuses after `fail`, recovers after `mend`, and loses nothing that it
+/// acknowledged.
 async fn survives(server: &TestServer, fail: impl AsyncFn(), mend: impl AsyncFn()) {
     let mut tokens = Vec::new();
     for turn in 0..5 {
@@ -33,7 +34,7 @@ async fn survives(server: &TestServer, fail: impl AsyncFn(), mend: impl AsyncFn(
     }
     assert_eq!(server.get("/readyz").await.status, 200);
     fail().await;
-    // What there is in the files already may still be written.
+    // SQLite may still write to the space that its files already have.
     let mut refused = 0;
     for turn in 0..10_000 {
         let record = format!("meanwhile-{turn}");
@@ -48,14 +49,14 @@ async fn survives(server: &TestServer, fail: impl AsyncFn(), mend: impl AsyncFn(
     assert_eq!(refused, 10, "it never failed");
     let decrypt = server.decrypt(&tokens[0].0, &tokens[0].1).await;
     assert_eq!((decrypt.status.as_u16(), &decrypt.body["code"]), (503, &json!("STORE_UNAVAILABLE")));
-    // What was found just before stands for a moment.
+    // The previous result is cached for a moment.
     for turn in 0.. {
         let ready = server.get("/readyz").await;
         if ready.status != 200 {
             assert_eq!((ready.status.as_u16(), &ready.body["reason"]), (503, &json!("STORE_UNAVAILABLE")));
             break;
         }
-        assert!(turn < 100, "it is ready all the same");
+        assert!(turn < 100, "it is still ready");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -69,7 +70,7 @@ async fn survives(server: &TestServer, fail: impl AsyncFn(), mend: impl AsyncFn(
         assert!(turn < 600, "it never works again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // What was found just before stands for a moment.
+    // The previous result is cached for a moment.
     for turn in 0.. {
         if server.get("/readyz").await.status == 200 {
             break;
@@ -90,7 +91,7 @@ async fn until_there(path: &Path) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("{} never came", path.display());
+    panic!("{} never appeared", path.display());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +100,7 @@ async fn a_full_disk_refuses_for_now_and_recovers_with_room() {
     let (disk, control) = (folder.path().join("disk"), folder.path().join("control"));
     std::fs::create_dir(&disk).unwrap();
     std::fs::create_dir(&control).unwrap();
-    // What is mounted is seen by this shell and the server alone: the shell fills it and frees it.
+    // Only this shell and the server see the mount, so the shell fills the disk and frees it.
     let script = format!(
         "exec {unshare} sh -c 'mount -t tmpfs -o size=16m tmpfs {disk} || exit 1
         (while kill -0 $$ 2>/dev/null; do
@@ -127,7 +128,7 @@ async fn a_failed_write_refuses_for_now_and_succeeds_when_writes_work() {
     let url = format!("sqlite://{}", folder.path().join("byok.db").display());
     let script = "trap '' XFSZ; exec \"$0\" serve";
     let server = TestServer::by_shell(script, VaultKey::create().await, url, &[]).await;
-    // A write past the limit fails with EFBIG, which is an I/O error to SQLite.
+    // A write beyond the limit fails with EFBIG, which SQLite treats as an I/O error.
     let limit = async |bytes: &str| {
         let pid = server.pid().to_string();
         let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:")]).status();

@@ -1,5 +1,5 @@
-//! The gate on every database: entries of a batch with a gate are appended only while the tenant is not locked, and its
-//! row has the revision that the batch names.
+//! The gate on every database: the entries of a gated batch are appended only while the tenant is
+//! not locked and its row has the revision that the batch names.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::store_sqlite;
 use crate::support::postgres::{self, TestDatabase, execute, settings};
 use crate::support::rows::{changes, dek, entry, fence, job, tenant, watch};
 
-/// A database, and the way to its tables past the store.
+/// A database, with direct access to its tables.
 struct Raw {
     store: Arc<dyn Store>,
     tables: Tables,
@@ -43,7 +43,7 @@ impl Raw {
         }
     }
 
-    /// Commits one entry at the log's end under this gate.
+    /// Commits one entry at the end of the log under this gate.
     async fn append(&self, tenant: TenantUid, gate: Option<u64>) -> Result<(), CommitError> {
         let base = self.store.log_size(tenant).await.unwrap();
         let outcome = self.store.commit(&batch(tenant, base, gate)).await.map(drop);
@@ -123,16 +123,16 @@ async fn a_batch_that_passed_is_known_after_the_gate_closed() {
         raw.execute("UPDATE np_byok_tenants SET locked = true").await;
         assert_eq!(raw.store.commit(&passed).await.unwrap().applied, [1]);
         assert_eq!(raw.store.log_size(tenant).await, Ok(1));
-        // One that would come too late has moved, whatever the gate says.
+        // A batch at an outdated position fails with `Moved`, whatever the gate says.
         let late = batch(tenant, 0, Some(0));
         assert_eq!(raw.store.commit(&late).await.err(), Some(CommitError::Moved { size: 1 }));
     }
 }
 
-/// Whoever locks a tenant appends to its log in the same transaction. A statement that waits for the head meanwhile has
-/// read the tenant's row before, and must not be appended after.
+/// Locking a tenant and appending to its log are one transaction. A statement that waits for the
+/// head meanwhile has already read the tenant's row, and must not append afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_with_an_entry_keeps_out_who_waits_for_the_head() {
+async fn a_lock_with_an_entry_refuses_waiters_for_the_head() {
     let (database, store) = postgres::migrated().await;
     for in_turn in [false, true] {
         let tenant = tenant(&*store).await;
@@ -146,10 +146,7 @@ async fn a_lock_with_an_entry_keeps_out_who_waits_for_the_head() {
         sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut other).await.unwrap();
         let (waiting, mut late) = (store.clone(), batch(tenant, 1, Some(0)));
         let waiting = tokio::spawn(async move {
-            match in_turn {
-                true => waiting.commit_in_turn(&mut late).await,
-                false => waiting.commit(&late).await,
-            }
+            if in_turn { waiting.commit_in_turn(&mut late).await } else { waiting.commit(&late).await }
         });
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         assert!(!waiting.is_finished(), "it waits for the head");

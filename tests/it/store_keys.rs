@@ -1,4 +1,5 @@
-//! Rows that name a key: what every database does where a tenant has several keys, some with one name.
+//! Rows that name a key: the behaviour of every database for a tenant with several keys, some with
+//! the same name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ on_every_database! {
     deks_of_another_key_are_not_under_the_target
     a_row_is_sealed_only_under_the_key_that_it_names
     a_proof_of_one_key_is_none_of_another
-    what_is_done_to_one_keys_proof_is_not_done_to_anothers
+    a_change_of_one_keys_proof_does_not_touch_anothers
     jobs_and_incidents_name_their_key
 }
 
@@ -32,7 +33,7 @@ async fn one(store: &Db, tenant: TenantUid, change: Change) -> u64 {
     store.commit(&changes(tenant, vec![change])).await.unwrap().applied[0]
 }
 
-/// A DEK whose key has the name of the first one, and is another.
+/// A DEK of another key, which has the same name as the first one.
 fn of_other_key(record: Option<&str>) -> DekRow {
     let mut row = dek(record);
     row.wrapped.key_version.key_id = OTHER;
@@ -43,7 +44,7 @@ async fn a_dek_names_the_key_that_wraps_it(store: Db) {
     let tenant = tenant(&*store).await;
     let (first, other) = (dek(Some("a")), of_other_key(Some("b")));
     inserted(&store, tenant, std::slice::from_ref(&first)).await;
-    // With an entry, DEKs take the statement that appends.
+    // With an entry, DEKs are inserted by the statement that appends.
     let insert = Change::InsertDek(other.clone());
     store.commit(&Batch { entries: vec![entry()], ..changes(tenant, vec![insert]) }).await.unwrap();
     let mut rows = store.deks(tenant, &[first.id, other.id]).await.unwrap();
@@ -99,7 +100,7 @@ async fn a_row_is_sealed_only_under_the_key_that_it_names(store: Db) {
     assert_eq!(store.deks(tenant, &[row.id]).await.unwrap(), [sealed]);
 }
 
-/// The proof of a key version of the other key, active as of now.
+/// The proof of a version of the other key, active as of now.
 async fn watch_other(store: &Db, tenant: TenantUid) -> Proof {
     let mut proof = proof("1", now());
     proof.key_version = KeyVersion::new("theirs", "1").of(OTHER);
@@ -123,7 +124,7 @@ async fn a_proof_of_one_key_is_none_of_another(store: Db) {
     assert_eq!(passes(other.key_version.of(KeyId::FIRST)).await, Err(CommitError::Fenced));
 }
 
-async fn what_is_done_to_one_keys_proof_is_not_done_to_anothers(store: Db) {
+async fn a_change_of_one_keys_proof_does_not_touch_anothers(store: Db) {
     let tenant = tenant(&*store).await;
     let (first, other) = (watch(&*store, tenant, "1").await, watch_other(&store, tenant).await);
     let renamed = other.key_version.clone().of(KeyId::FIRST);

@@ -1,4 +1,4 @@
-//! The connection is cut at the worst moments, the database stops and comes back.
+//! The connection is cut at the worst times, and the database stops and comes back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,11 @@ use crate::support::postgres::{Server, TestDatabase, connect, migrated};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::rows::{changes, dek, entries, entry, job, tenant};
 
-/// What no wait of the store takes on any machine: its own limits are some seconds.
+/// Longer than any wait of the store on any machine: its own limits are a few seconds.
 const ENDLESS: Duration = Duration::from_secs(60);
 
-/// A store behind a proxy, with its statements prepared, beside one that reaches the database directly.
+/// A store behind a proxy, with prepared statements, and one with a direct connection to the
+/// database.
 struct Cuttable {
     _database: TestDatabase,
     direct: Arc<Postgres>,
@@ -35,7 +36,7 @@ async fn cuttable() -> Cuttable {
     Cuttable { _database: database, direct, proxied, proxy, tenant }
 }
 
-/// One statement, without a transaction of its own.
+/// A batch that needs one statement, without an explicit transaction.
 fn simple(tenant: TenantUid) -> Batch {
     Batch {
         tenant,
@@ -47,7 +48,7 @@ fn simple(tenant: TenantUid) -> Batch {
     }
 }
 
-/// An explicit transaction.
+/// A batch that needs an explicit transaction.
 fn mixed(tenant: TenantUid) -> Batch {
     let mut batch = simple(tenant);
     batch.changes.push(Change::StartJob(job()));
@@ -62,7 +63,7 @@ async fn committed_once(cuttable: &Cuttable, batch: &Batch) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_answer_to_a_commit_is_lost_a_retry_finds_it() {
+async fn a_retry_finds_a_commit_whose_answer_was_lost() {
     let cuttable = cuttable().await;
     let batch = simple(cuttable.tenant);
     cuttable.proxy.cut(b"cut me", Cut::Answer);
@@ -125,7 +126,7 @@ async fn a_database_that_falls_silent_is_waited_for_within_a_limit() {
     assert_eq!(cuttable.proxied.commit(&batch).await, Err(CommitError::Unknown));
     assert!(start.elapsed() < ENDLESS);
 
-    let record: Arc<str> = "never heard of".into();
+    let record: Arc<str> = "never committed".into();
     cuttable.proxy.cut(record.as_bytes(), Cut::Silence);
     let start = Instant::now();
     assert_eq!(
@@ -137,7 +138,7 @@ async fn a_database_that_falls_silent_is_waited_for_within_a_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_waits_for_a_lock_gives_up_and_did_nothing() {
+async fn a_commit_that_waits_for_a_lock_gives_up_unapplied() {
     let (database, store) = migrated().await;
     let tenant = tenant(&*store).await;
     let mut other = <sqlx::PgConnection as sqlx::Connection>::connect(&database.url).await.unwrap();
@@ -159,7 +160,7 @@ async fn a_database_that_stops_is_unavailable_and_is_found_again() {
 
     server.kill();
     let start = Instant::now();
-    // The first may find a connection that was alive a moment ago.
+    // The first commit may use a connection that was alive a moment ago.
     let first = store.commit(&batch(1)).await;
     assert!(matches!(first, Err(CommitError::Unknown | CommitError::Unavailable)), "{first:?}");
     assert_eq!(store.commit(&batch(1)).await, Err(CommitError::Unavailable));

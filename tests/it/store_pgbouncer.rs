@@ -83,6 +83,6 @@ async fn behind_pgbouncer_the_fence_is_held_in_both_forms() {
     prove(&*store, tenant, &proof, |to| to.posture = Posture::Revoked).await;
     assert_eq!(store.commit(&Batch { base: 61, ..batch() }).await, Err(CommitError::Fenced));
     assert_eq!(store.commit_in_turn(&mut batch()).await, Err(CommitError::Fenced));
-    assert_eq!(store.commit(&last).await.unwrap().reading, None, "it stands");
+    assert_eq!(store.commit(&last).await.unwrap().reading, None, "the commit is there");
     assert_eq!(store.log_size(tenant).await.unwrap(), 61);
 }

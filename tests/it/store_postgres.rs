@@ -287,7 +287,7 @@ async fn a_role_that_may_not_migrate_serves_once_another_has() {
 }
 
 #[tokio::test]
-async fn the_serving_role_may_say_migrate_when_there_is_nothing_to_do() {
+async fn the_serving_role_may_run_migrate_without_pending_migrations() {
     let (_database, _store, _owner, serving) = with_two_roles().await;
     let report = connect(&serving).migrate().await.unwrap();
     assert_eq!((report.applied, report.ran), (LEVEL, 0));

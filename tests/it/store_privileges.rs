@@ -1,4 +1,5 @@
-//! What roles of PostgreSQL that may make objects beside our tables can do with that: nothing of ours runs what they make.
+//! Attempts by PostgreSQL roles that may create objects beside our tables: none of our statements
+//! runs what they create.
 
 use byok::store::{Database, Exposure, Postgres};
 
@@ -7,8 +8,9 @@ use crate::support::older_schema;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::{TestDatabase, connect, empty, execute, number, settings, try_execute};
 
-/// Functions that fit calls of ours better than PostgreSQL's own, since nothing has to be converted for them. Where one runs
-/// with the rights of the tables' owner, it gives the log to whoever is connected.
+/// Functions that match our calls better than PostgreSQL's own, since no argument needs a
+/// conversion. One that runs with the rights of the tables' owner gives the log to the connected
+/// role.
 const PLANTED: &str = "
     CREATE FUNCTION public.gives_the_log_away() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
         IF current_user <> session_user THEN
@@ -31,7 +33,7 @@ fn user(url: &str) -> &str {
     url.split_once("://").and_then(|(_, rest)| rest.split_once('@')).expect("a URL with a user").0
 }
 
-/// As up to PostgreSQL 14 by default.
+/// Opens the schema, which was the default up to PostgreSQL 14.
 async fn open_schema(database: &TestDatabase) {
     execute(&database.url, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
 }
@@ -48,9 +50,10 @@ async fn a_planted_function_runs_as_the_owner_only_before_the_migration() {
     execute(&serving, PLANTED).await;
     assert_eq!(try_execute(&serving, DELETE).await, Err(DENIED.to_owned()));
     execute(&serving, MAKE_PARTITIONS).await;
-    assert_eq!(try_execute(&serving, DELETE).await, Ok(0), "this is what the migration ends");
+    assert_eq!(try_execute(&serving, DELETE).await, Ok(0), "the migration ends this");
 
-    // What was planted is there while the owner migrates, and afterwards; what it has taken, the grants take back.
+    // The planted functions exist while the owner migrates, and afterwards; the grants revoke
+    // whatever they granted.
     let store = Postgres::connect_lazy(&settings(&serving, Some(&owner), false)).unwrap();
     store.migrate().await.unwrap();
     assert_eq!(try_execute(&serving, DELETE).await, Err(DENIED.to_owned()));
@@ -70,9 +73,9 @@ async fn the_serving_roles_objects_do_not_run_as_the_tables_owner() {
     let last = number(&owner, last).await;
     execute(&owner, &format!("DROP TABLE np_byok_audit_{last}")).await;
     store.upkeep().await.unwrap();
-    assert_eq!(number(&owner, MONTHS).await, 4, "it makes partitions all the same");
+    assert_eq!(number(&owner, MONTHS).await, 4, "it still makes partitions");
     assert_eq!(try_execute(&serving, DELETE).await, Err(DENIED.to_owned()));
-    // Nor when the owner migrates again, with the grants that go with it.
+    // Nor when the owner migrates again, which renews the grants.
     store.migrate().await.unwrap();
     assert_eq!(try_execute(&serving, DELETE).await, Err(DENIED.to_owned()));
 }
@@ -115,7 +118,7 @@ async fn the_tables_may_stand_in_any_schema() {
         .await;
     store.upkeep().await.unwrap();
     assert_eq!(number(&owner, MONTHS).await, 4);
-    // A schema that comes before it in the path later is not taken for that of the tables.
+    // A schema that is put before it in the search path later is not taken for that of the tables.
     execute(&owner, "CREATE SCHEMA earlier").await;
     let path = r#"SET search_path = earlier, "Byok's ""own""""#;
     execute(&database.url, &format!("ALTER ROLE {} {path}", user(&owner))).await;

@@ -1,4 +1,4 @@
-//! What only SQLite does.
+//! Behaviour of SQLite only.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::support::postgres::LEVEL;
 use crate::support::rows::{changes, dek, entries, entry, tenant};
 
-/// A database with our tables; ends with its folder.
+/// A database with our tables, in a temporary folder.
 pub(crate) async fn migrated() -> (TempDir, Arc<Sqlite>) {
     let folder = tempfile::tempdir().unwrap();
     let store = Sqlite::open(&folder.path().join("byok.db")).await.unwrap();

@@ -1,4 +1,5 @@
-//! A real standby, and an address that leads to it: what it holds may be of the past, and nothing is read from it.
+//! A real standby, and an address that leads to it. Its data may be old, so nothing is read from
+//! it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::support::rows::{dek, entry, tenant};
 use crate::support::server::TestServer;
 use crate::support::shared_vault::VaultKey;
 
-/// Waits until a query gives 1.
+/// Waits until a query returns 1.
 async fn until(url: &str, sql: &str) {
     for _ in 0..1_200 {
         if number(url, sql).await == 1 {
@@ -25,17 +26,17 @@ async fn until(url: &str, sql: &str) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("it never came to hold: {sql}");
+    panic!("not in time: {sql}");
 }
 
-/// From here on the standby has all that is committed, and shows none of it.
+/// From here on the standby receives all commits, and shows none of them.
 async fn pause_replay(standby: &Server) {
     execute(&standby.url, "SELECT pg_wal_replay_pause()").await;
     until(&standby.url, "SELECT (pg_get_wal_replay_pause_state() = 'paused')::int::int8").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_read_from_a_standby_and_the_primary_is_found_again() {
+async fn a_standby_is_never_read_and_the_primary_is_found_again() {
     let primary = Server::start();
     let direct = connect(&primary.url);
     direct.migrate().await.unwrap();
@@ -80,7 +81,7 @@ async fn nothing_is_read_from_a_standby_and_the_primary_is_found_again() {
         assert_eq!(store.commit(&batch(1)).await, Err(CommitError::Unavailable));
         assert_eq!(store.commit_in_turn(&mut batch(1)).await, Err(CommitError::Unavailable));
     }
-    // What was opened to the standby would go on.
+    // Connections to the standby would stay open.
     proxy.lead_to(&primary.url);
     assert_eq!(store.deks(tenant, &[row.id]).await.unwrap().len(), 1);
     assert_eq!(store.ping().await, Ok(()));
@@ -92,34 +93,35 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What callers met.
+/// The results of callers' calls.
 #[derive(Default)]
-struct Met {
-    /// Each acknowledged token, with its record.
+struct Outcomes {
+    /// The acknowledged tokens, each with its record.
     tokens: Mutex<Vec<(String, String)>>,
     decrypted: AtomicUsize,
     refusals: Mutex<Vec<Value>>,
     over: AtomicBool,
 }
 
-/// Encrypts, and decrypts what was acknowledged, until it is over.
-async fn call(server: &TestServer, caller: usize, met: &Met) {
+/// Encrypts, and decrypts the latest acknowledged token, until `over` is set.
+async fn call(server: &TestServer, caller: usize, outcomes: &Outcomes) {
     for turn in 0.. {
-        if met.over.load(Ordering::SeqCst) {
+        if outcomes.over.load(Ordering::SeqCst) {
             return;
         }
         let record = format!("record-{caller}-{turn}");
         let body = serde_json::json!({ "plaintext": record, "context": { "record_id": record } });
         let answer = server.post("/byok/encrypt", body).await;
         match answer.body["ciphertext"].as_str() {
-            Some(token) => met.tokens.lock().unwrap().push((token.to_owned(), record)),
-            None => met.refusals.lock().unwrap().push(answer.body),
+            Some(token) => outcomes.tokens.lock().unwrap().push((token.to_owned(), record)),
+            None => outcomes.refusals.lock().unwrap().push(answer.body),
         }
-        let Some((token, record)) = met.tokens.lock().unwrap().last().cloned() else { continue };
+        let Some((token, record)) = outcomes.tokens.lock().unwrap().last().cloned() else { continue };
         let answer = server.decrypt(&token, &record).await;
-        match answer.body["plaintext"] == *record {
-            true => drop(met.decrypted.fetch_add(1, Ordering::SeqCst)),
-            false => met.refusals.lock().unwrap().push(answer.body),
+        if answer.body["plaintext"] == *record {
+            outcomes.decrypted.fetch_add(1, Ordering::SeqCst);
+        } else {
+            outcomes.refusals.lock().unwrap().push(answer.body);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -132,7 +134,7 @@ async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("it never came to hold: {what}");
+    panic!("not in time: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,8 +148,8 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
     let pem = Ed25519SigningKey::generate_pem();
     let more = [("BYOK_DEK_CACHE_SECONDS", "0"), ("BYOK_AUDIT_SIGNING_KEY", pem.expose())];
     let server = TestServer::on(VaultKey::create().await, url, &more).await;
-    let met = Met::default();
-    let acknowledged = || met.tokens.lock().unwrap().len();
+    let outcomes = Outcomes::default();
+    let acknowledged = || outcomes.tokens.lock().unwrap().len();
     let failing_over = async {
         wait_for("there is a load", async || acknowledged() >= 40).await;
         pause_replay(&standby).await;
@@ -158,30 +160,30 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
         proxy.end_all();
         let refused = |answer: &Value| answer["code"] == "STORE_UNAVAILABLE";
         wait_for("calls are refused", async || {
-            met.refusals.lock().unwrap().iter().filter(|answer| refused(answer)).count() >= 20
+            outcomes.refusals.lock().unwrap().iter().filter(|answer| refused(answer)).count() >= 20
         })
         .await;
         let ready = server.get("/ready").await;
         assert_eq!((ready.status.as_u16(), &ready.body["reason"]), (503, &Value::from("STORE_UNAVAILABLE")));
-        // Long enough for the log to be held against what was signed.
+        // Long enough for the log to be compared with the signed checkpoint.
         tokio::time::sleep(Duration::from_secs(3)).await;
         primary.kill();
         execute(&standby.url, "SELECT pg_wal_replay_resume()").await;
         execute(&standby.url, "SELECT pg_promote()").await;
-        let (before, decrypted) = (acknowledged(), met.decrypted.load(Ordering::SeqCst));
+        let (before, decrypted) = (acknowledged(), outcomes.decrypted.load(Ordering::SeqCst));
         wait_for("calls are answered again", async || {
-            acknowledged() >= before + 20 && met.decrypted.load(Ordering::SeqCst) >= decrypted + 20
+            acknowledged() >= before + 20 && outcomes.decrypted.load(Ordering::SeqCst) >= decrypted + 20
         })
         .await;
-        met.over.store(true, Ordering::SeqCst);
+        outcomes.over.store(true, Ordering::SeqCst);
     };
-    let calls = futures_util::future::join_all((0..6).map(|caller| call(&server, caller, &met)));
+    let calls = futures_util::future::join_all((0..6).map(|caller| call(&server, caller, &outcomes)));
     tokio::join!(failing_over, calls);
 
-    for refusal in met.refusals.lock().unwrap().iter() {
+    for refusal in outcomes.refusals.lock().unwrap().iter() {
         assert_eq!(refusal["retryable"], true, "{refusal}");
     }
-    let tokens = std::mem::take(&mut *met.tokens.lock().unwrap());
+    let tokens = std::mem::take(&mut *outcomes.tokens.lock().unwrap());
     for (token, record) in &tokens {
         let answer = server.decrypt(token, record).await;
         assert_eq!(answer.body["plaintext"], *record.as_str(), "{record}: {}", answer.body);

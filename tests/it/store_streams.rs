@@ -1,4 +1,4 @@
-//! What every database does with the streams of a log.
+//! The behaviour of every database for the streams of a log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::support::rows::{changes, entries, entry, tenant};
 on_every_database! {
     a_stream_begins_at_the_first_entry_and_is_one_holders
     a_lease_that_ended_is_anybodys
-    only_the_holder_moves_a_stream_and_only_from_where_it_stands
-    a_failure_is_shown_until_something_is_taken_and_frees_the_stream
+    only_the_holder_moves_a_stream_from_its_current_position
+    a_failure_shows_until_the_next_delivery_and_frees_the_stream
     the_streams_of_tenants_and_names_are_their_own
     a_step_whose_batch_was_committed_before_says_what_it_did
 }
@@ -63,7 +63,7 @@ async fn a_lease_that_ended_is_anybodys(store: Db) {
     assert!(!applied(&store, tenant, one, StreamStep::Fail).await);
 }
 
-async fn only_the_holder_moves_a_stream_and_only_from_where_it_stands(store: Db) {
+async fn only_the_holder_moves_a_stream_from_its_current_position(store: Db) {
     let (tenant, one, other) = (tenant(&*store).await, Uuid::new_v4(), Uuid::new_v4());
     assert!(applied(&store, tenant, one, LEASE).await);
     assert!(!applied(&store, tenant, other, advance(0, 5)).await);
@@ -74,7 +74,7 @@ async fn only_the_holder_moves_a_stream_and_only_from_where_it_stands(store: Db)
     assert_eq!(row(&store, tenant).await.next, 5);
 }
 
-async fn a_failure_is_shown_until_something_is_taken_and_frees_the_stream(store: Db) {
+async fn a_failure_shows_until_the_next_delivery_and_frees_the_stream(store: Db) {
     let (tenant, one, other) = (tenant(&*store).await, Uuid::new_v4(), Uuid::new_v4());
     assert!(applied(&store, tenant, one, LEASE).await);
     assert!(applied(&store, tenant, one, StreamStep::Fail).await);
@@ -96,10 +96,11 @@ async fn the_streams_of_tenants_and_names_are_their_own(store: Db) {
     let posted = Change::Stream { name: StreamName::Webhook, holder: other, step: LEASE };
     assert_eq!(store.commit(&changes(tenant, vec![posted])).await.unwrap().applied, [1]);
     assert!(applied(&store, tenant, one, advance(0, 3)).await);
-    let places = |rows: Vec<StreamRow>| rows.iter().map(|row| (row.name, row.next)).collect::<Vec<_>>();
-    let of_tenant = places(store.streams(tenant).await.unwrap());
+    let next_positions =
+        |rows: Vec<StreamRow>| rows.iter().map(|row| (row.name, row.next)).collect::<Vec<_>>();
+    let of_tenant = next_positions(store.streams(tenant).await.unwrap());
     assert_eq!(of_tenant, [(StreamName::File, 3), (StreamName::Webhook, 0)]);
-    assert_eq!(places(store.streams(foreign).await.unwrap()), [(StreamName::File, 0)]);
+    assert_eq!(next_positions(store.streams(foreign).await.unwrap()), [(StreamName::File, 0)]);
 }
 
 async fn a_step_whose_batch_was_committed_before_says_what_it_did(store: Db) {

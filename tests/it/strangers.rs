@@ -1,4 +1,5 @@
-//! Callers without a credential: they get one introspection and little else, and take nothing from those who have one.
+//! Callers without credentials: they get one introspection and little else, and take nothing from
+//! those that have credentials.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::support::offered::memory;
 use crate::support::server::TestServer;
 
-/// As Hasura v2 sends it: fragments written out, seven levels of `ofType`.
+/// The introspection that Hasura v2 sends: fragments inlined, seven levels of `ofType`.
 fn introspection() -> String {
     let of_type = (0..7).fold("kind name".to_owned(), |inner, _| format!("kind name ofType {{ {inner} }}"));
     let input = format!("name description type {{ {of_type} }} defaultValue");
@@ -25,7 +26,7 @@ fn introspection() -> String {
     )
 }
 
-/// Documents of 64 KB that once had answers of many megabytes, or made the server work for long.
+/// Documents of 64 KB that once had answers of many megabytes, or kept the server busy for long.
 fn attacks() -> Vec<String> {
     let fill = |open: &str, one: &dyn Fn(usize) -> String, close: &str| {
         let mut text = open.to_owned();
@@ -53,7 +54,7 @@ fn ask(server: &TestServer, client: &Client, query: &str) -> reqwest::RequestBui
     client.post(format!("{}/graphql", server.base)).json(&json!({ "query": query }))
 }
 
-/// The bytes of a GraphQL request without a credential.
+/// The bytes of a GraphQL request without credentials.
 fn request(query: &str) -> String {
     let body = json!({ "query": query }).to_string();
     format!(
@@ -78,7 +79,7 @@ async fn hasura_can_introspect_and_a_stranger_gets_no_more_than_that() {
     }
 }
 
-/// A connection that has asked and takes nothing of its answer.
+/// A connection with a request that reads nothing of its answer.
 async fn slow_reader(server: &TestServer, query: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
@@ -112,7 +113,7 @@ async fn strangers_who_read_slowly_or_are_many_take_nothing_from_callers() {
         .collect();
     for _ in 0..140 {
         let answer = server.decrypt(&token, "r").await;
-        assert_eq!(answer.body, json!({ "plaintext": "kept" }), "a caller pays for strangers");
+        assert_eq!(answer.body, json!({ "plaintext": "kept" }), "a caller is affected by strangers");
     }
     for client in clients {
         client.await.unwrap();
@@ -122,7 +123,7 @@ async fn strangers_who_read_slowly_or_are_many_take_nothing_from_callers() {
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
 }
 
-/// Sends over a connection that stays open, and gives the status.
+/// Sends over a connection that stays open, and returns the status.
 async fn exchange(stream: &mut TcpStream, request: &str) -> u16 {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -138,7 +139,7 @@ async fn exchange(stream: &mut TcpStream, request: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn callers_with_tokens_from_one_address_are_not_counted_as_one_stranger() {
+async fn callers_with_tokens_are_not_counted_as_one_address() {
     let server = TestServer::with(&[("BYOK_LOG", "info")]).await;
     let token = server.encrypt("kept", "r").await;
     let body = json!({ "ciphertext": token, "record_id": "r" }).to_string();
@@ -218,7 +219,7 @@ async fn a_megabyte_that_is_used_nine_thousand_times_is_not_copied() {
     let reveal = format!("query($t:String!){{{roots}}}");
     let refused = server.graphql(&server.jwt("service", "u"), &reveal, text.clone()).await;
     assert_eq!(refused["errors"][0]["extensions"]["code"], "BODY_TOO_LARGE");
-    // Who may do nothing is told so: what was sent is of no account, and so much of it is not read.
+    // A caller without rights is refused whatever it sent, and so this much of it is not read.
     let denied = server.graphql(&server.jwt("nobody", "u"), &reveal, text).await;
     assert_eq!(denied["errors"][0]["extensions"]["code"], "PERMISSION_DENIED", "{denied}");
     let short = format!("{}}}", &reveal[..reveal.find("f500:").unwrap()]);

@@ -1,5 +1,5 @@
-//! One server for several tenants: each call is for the tenant that a verified JWT names, under that tenant's keys, and
-//! what befalls one tenant is no other's.
+//! One server for several tenants: each call is for the tenant that a verified JWT names, under
+//! that tenant's keys, and one tenant's problems do not affect another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::support::several::{SHARED_SECRET, Several, headers};
 use crate::support::tenant_kms::Mode;
 
-/// How long it is remembered that a tenant is locked, or that a name is nobody's, and a little more.
+/// A little longer than a server remembers that a tenant is locked, or that a name is unknown.
 const REMEMBERED: Duration = Duration::from_millis(1_200);
 
-/// The caller of these claims, if it has a JWT, and these headers.
+/// The caller of a request with these claims, if it has a JWT, and these headers.
 async fn admitted(
     several: &Several,
     claims: Option<&[(&str, &str)]>,
@@ -44,7 +44,7 @@ async fn a_call_is_for_the_tenant_that_a_verified_jwt_names() {
         assert_eq!(several.caller(name).await.err(), denied, "{name:?}");
     }
     assert_eq!(admitted(&several, Some(&[]), &[]).await.err(), denied, "no claim");
-    // Headers name no tenant, not even beside the secret that is shared with Hasura.
+    // Headers name no tenant, not even with the secret that is shared with Hasura.
     let named = [("x-hasura-tenant-id", "acme"), ("x-hasura-role", "admin")];
     assert_eq!(admitted(&several, Some(&[]), &named).await.err(), denied);
     let with_secret = [named[0], named[1], ("x-byok-secret", SHARED_SECRET)];
@@ -59,7 +59,7 @@ async fn a_token_opens_for_its_own_tenant_alone() {
     let token = several.encrypt("acme", "r-1").await.unwrap();
     assert_eq!(several.decrypt("acme", &token, "r-1").await, Ok(()));
     assert_eq!(several.decrypt("globex", &token, "r-1").await, Err(ErrorCode::DecryptFailed));
-    // Nor does it where the other tenant's row of the DEK is a copy.
+    // Nor does it if the other tenant has a copy of the DEK's row.
     let columns = "id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac";
     several
         .execute(&format!(
@@ -80,7 +80,7 @@ async fn a_tenant_that_is_renamed_is_served_under_its_new_name() {
     assert_eq!(
         several.caller("acme").await.err(),
         Some(ErrorCode::PermissionDenied),
-        "it is nobody's name now"
+        "no tenant has that name now"
     );
 }
 
@@ -108,7 +108,7 @@ async fn two_keys_that_would_both_wrap_are_none() {
     assert_eq!(several.caller("acme").await.err(), Some(ErrorCode::KmsMisconfigured));
 }
 
-/// Calls as this tenant until it is stopped; each refusal, and how many calls there were.
+/// Calls as this tenant until it is stopped, and returns the refusals and the number of calls.
 async fn call_on(
     several: Arc<Several>,
     tenant: &'static str,
@@ -146,7 +146,7 @@ async fn what_befalls_other_tenants_is_never_seen_by_one() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     several.set("hung", Mode::Hangs);
     several.set("revoked", Mode::Refuses);
-    // The damaged one's log is set back again and again.
+    // The damaged tenant's log is set back again and again.
     let damaged = uid(3);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(12) {
@@ -171,7 +171,7 @@ async fn what_befalls_other_tenants_is_never_seen_by_one() {
     assert!(ended["hung"].0.contains(&ErrorCode::KmsUnavailable), "{:?}", ended["hung"].0);
     assert!(ended["revoked"].0.contains(&ErrorCode::KmsAccessDenied), "{:?}", ended["revoked"].0);
     assert!(!ended["damaged"].0.is_empty());
-    // And it stays so: what is in memory of the well one was not dropped with the others'.
+    // And it stays so: the unaffected tenant's DEKs in memory were not dropped with the others'.
     assert_eq!(several.decrypt("well", &tokens["well"], "r-1").await, Ok(()));
     assert!(several.decrypt("revoked", &tokens["revoked"], "r-1").await.is_err());
 }

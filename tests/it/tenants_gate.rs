@@ -1,5 +1,5 @@
-//! What a call of several tenants' server meets when its tenant was changed while it ran, or since this server has read
-//! the tenant's rows: the gate of its commit.
+//! The gate of commits in a server for several tenants: calls whose tenant was changed while they
+//! ran, or since this server read the tenant's rows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn a_lock_holds_for_calls_that_were_admitted_before() {
     let denied = Err(ErrorCode::PermissionDenied);
     assert_eq!(several.decrypt_as(&admitted, &token, "r-1").await, denied);
     assert_eq!(outcomes(&several, 2).await, ["PERMISSION_DENIED", "OK"], "the refusal is in the log");
-    // From then on, this server knows it.
+    // From then on this server knows that the tenant is locked.
     assert_eq!(several.decrypt("acme", &token, "r-1").await, denied);
     assert_eq!(several.encrypt("acme", "r-2").await.err(), denied.err());
     assert!(several.encrypt("globex", "r-1").await.is_ok());
@@ -50,7 +50,7 @@ async fn reads_and_rotations_of_a_locked_tenant_are_refused_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_starts_over_with_what_the_tenant_is_served_with_now() {
+async fn a_call_starts_over_after_a_change_of_its_tenant() {
     let several = Several::of(&["acme"]).await;
     let token = several.encrypt("acme", "r-1").await.unwrap();
     let admitted = several.caller("acme").await.unwrap();
@@ -62,7 +62,7 @@ async fn a_call_starts_over_with_what_the_tenant_is_served_with_now() {
     assert_eq!(outcomes(&several, 4).await, ["OK"; 4], "no attempt that failed is in the log");
 }
 
-/// The name that a call has claimed may be another tenant's by now.
+/// A name that a call has claimed may have become another tenant's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_admitted_under_a_name_that_has_changed_is_refused() {
     let several = Several::of(&["acme", "globex"]).await;
@@ -76,7 +76,8 @@ async fn a_call_admitted_under_a_name_that_has_changed_is_refused() {
     }
     let refused = several.decrypt_as(&admitted, &token, "r-1").await;
     assert_eq!(refused, Err(ErrorCode::PermissionDenied));
-    // Who claims the name from now on is the other tenant's, which this token is not of.
+    // Callers that claim the name from now on are the other tenant's, to which this token does not
+    // belong.
     assert_eq!(several.caller("acme").await.unwrap().tenant().uid, TenantUid([2; 16]));
     assert_eq!(several.decrypt("acme", &token, "r-1").await, Err(ErrorCode::DecryptFailed));
 }

@@ -1,4 +1,4 @@
-//! What other people's software makes of the server: Hasura's introspection, a stitching gateway, a browser.
+//! Third-party software against the server: Hasura's introspection, a stitching gateway, a browser.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use crate::support::{needed, server::TestServer};
 
 const SECRET: &str = "the-shared-secret-of-the-tests";
 
-/// Runs a script of `tests/web`; what it prints.
+/// Runs a script of `tests/web` and returns its output.
 async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = tokio::process::Command::new("node")
@@ -17,19 +17,20 @@ async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) ->
         .output()
         .await
         .expect("node runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{script}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    said
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{script}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+    printed
 }
 
-/// Of scalars that are ours it says nothing but what the script says of them: the language of schemas cannot. Not asked are
-/// introspection's newest fields and directives of none but schemas, which not every release of either has, subscriptions, which
-/// graphql-js lets pass without a root for them, and what is larger than our limits.
+/// Values of our own scalars are checked only by the script's rules, which the schema language
+/// cannot express. Left out are introspection's newest fields and directives that only schemas use,
+/// which not every release of either implementation has; subscriptions, which graphql-js accepts
+/// without a root type; and documents larger than our limits.
 #[tokio::test]
 async fn ten_thousand_documents_are_judged_as_by_graphql_js() {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema.graphql").display().to_string();
-    let said = node("validation.mjs", &[&schema, "1", "10000"], &[]).await;
-    let judged: Vec<(String, Option<String>)> = serde_json::from_str(&said).unwrap();
+    let printed = node("validation.mjs", &[&schema, "1", "10000"], &[]).await;
+    let judged: Vec<(String, Option<String>)> = serde_json::from_str(&printed).unwrap();
     let ours = byok::graphql::are_valid(judged.iter().map(|(text, _)| text.as_str()), 10_000, 16 << 20);
     assert_eq!(ours.len(), 10_000);
     let mut differing: Vec<_> =
@@ -38,7 +39,7 @@ async fn ten_thousand_documents_are_judged_as_by_graphql_js() {
     let shown: Vec<_> = differing.iter().take(20).collect();
     assert!(differing.is_empty(), "{} are judged differently, such as {shown:#?}", differing.len());
     let valid = ours.iter().filter(|valid| **valid).count();
-    assert!((2_000..5_000).contains(&valid), "{valid} valid ones say little");
+    assert!((2_000..5_000).contains(&valid), "too few or too many valid ones: {valid}");
 }
 
 #[tokio::test]

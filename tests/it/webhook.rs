@@ -1,4 +1,5 @@
-//! Incidents are announced to the operator's webhook: signed, at least once, in order, whatever the receiver does.
+//! Incidents are announced to the operator's webhook: signed, at least once and in order, whatever
+//! the receiver does.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,7 @@ pub(crate) const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb
 const URL: &str = "BYOK_INCIDENT_WEBHOOK_URL";
 const SECRET_VARIABLE: &str = "BYOK_INCIDENT_WEBHOOK_SECRET";
 
-/// How a receiver answers.
+/// The answer of a receiver.
 #[derive(Clone)]
 pub(crate) enum Answer {
     Status(u16),
@@ -37,7 +38,7 @@ pub(crate) enum Answer {
     Nothing,
 }
 
-/// A delivery whose signature was right.
+/// A delivery with a valid signature.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivered {
     pub(crate) id: String,
@@ -48,10 +49,10 @@ pub(crate) struct Delivered {
 #[derive(Default)]
 struct Inbox {
     answers: Mutex<VecDeque<Answer>>,
-    came: Mutex<Vec<Option<Delivered>>>,
+    received: Mutex<Vec<Option<Delivered>>>,
 }
 
-/// Answers as it is told, then 204. Ends with its value.
+/// A receiver that gives scripted answers, then 204. It stops when it is dropped.
 pub(crate) struct Receiver {
     pub(crate) url: String,
     inbox: Arc<Inbox>,
@@ -71,7 +72,7 @@ impl Receiver {
         let router = Router::new().fallback(move |headers: HeaderMap, body: Bytes| {
             let inbox = kept.clone();
             async move {
-                inbox.came.lock().unwrap().push(verified(&headers, body));
+                inbox.received.lock().unwrap().push(verified(&headers, body));
                 let answer = inbox.answers.lock().unwrap().pop_front();
                 let response = Response::builder();
                 match answer.unwrap_or(Answer::Status(204)) {
@@ -90,19 +91,19 @@ impl Receiver {
         Self { url, inbox, server }
     }
 
-    /// What came; every signature was right.
-    fn came(&self) -> Vec<Delivered> {
-        let came = self.inbox.came.lock().unwrap();
-        came.iter().map(|delivered| delivered.clone().expect("the signature is right")).collect()
+    /// The deliveries received so far; every signature must be valid.
+    fn received(&self) -> Vec<Delivered> {
+        let received = self.inbox.received.lock().unwrap();
+        received.iter().map(|delivered| delivered.clone().expect("the signature is right")).collect()
     }
 
     fn ids(&self) -> Vec<String> {
-        self.came().into_iter().map(|delivered| delivered.id).collect()
+        self.received().into_iter().map(|delivered| delivered.id).collect()
     }
 
-    pub(crate) async fn came_at_least(&self, count: usize) -> Vec<Delivered> {
-        eventually(async || self.came().len() >= count).await;
-        self.came()
+    pub(crate) async fn receive_at_least(&self, count: usize) -> Vec<Delivered> {
+        eventually(async || self.received().len() >= count).await;
+        self.received()
     }
 }
 
@@ -112,7 +113,7 @@ impl Drop for Receiver {
     }
 }
 
-/// As the specification has a receiver do it, without the crate's own code.
+/// Verifies a delivery as the specification tells a receiver to, without the crate's own code.
 fn verified(headers: &HeaderMap, body: Bytes) -> Option<Delivered> {
     let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
     let (id, at) = (header("webhook-id")?, header("webhook-timestamp")?);
@@ -134,7 +135,7 @@ async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A server with a webhook, and the hand of the prober on its database.
+/// A server with a webhook, and access to its database to change postures as the prober does.
 struct Bench {
     server: TestServer,
     store: Postgres,
@@ -158,12 +159,12 @@ impl Bench {
         turn(&self.store, self.tenant, proof, posture).await
     }
 
-    /// One incident.
+    /// Makes one incident.
     async fn revoke(&self, version: &str) -> Incident {
         self.turn(&mut self.watched(version).await, Posture::Revoked).await
     }
 
-    /// What stands of an announcement: attempts and outcome.
+    /// The stored state of an announcement: attempts and outcome.
     async fn state(&self, incident: &Incident) -> (i32, Option<String>) {
         sqlx::query_as("SELECT attempts, outcome FROM np_byok_announcements WHERE incident = $1")
             .bind(incident.id.0)
@@ -177,7 +178,7 @@ impl Bench {
         assert_eq!(self.state(incident).await, (attempts, Some(outcome.to_owned())));
     }
 
-    /// Lets the time pass that the next attempts wait for.
+    /// Makes the next attempts due now.
     async fn hurry(&self) {
         let sql = "UPDATE np_byok_announcements SET next_attempt_at = now() WHERE outcome IS NULL";
         sqlx::query(sql).execute(&self.server.database().await).await.unwrap();
@@ -191,11 +192,11 @@ async fn an_incident_is_delivered_once_signed_and_as_documented() {
     let mut proof = bench.watched("1").await;
     let incident = bench.turn(&mut proof, Posture::Revoked).await;
     bench.ended(&incident, 1, "announced").await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 1);
-    assert_eq!(came[0].id, incident.id.to_string());
+    let received = receiver.received();
+    assert_eq!(received.len(), 1);
+    assert_eq!(received[0].id, incident.id.to_string());
     assert_eq!(
-        serde_json::from_slice::<Value>(&came[0].body).unwrap(),
+        serde_json::from_slice::<Value>(&received[0].body).unwrap(),
         json!({
             "type": "incident", "timestamp": incident.at.to_string(), "data": {
                 "id": incident.id.to_string(), "tenant": "primary", "key_version": "byok/1", "was": "active",
@@ -207,9 +208,9 @@ async fn an_incident_is_delivered_once_signed_and_as_documented() {
     let recovery = bench.turn(&mut proof, Posture::Active).await;
     bench.ended(&recovery, 1, "announced").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 2, "each once");
-    let data = &serde_json::from_slice::<Value>(&came[1].body).unwrap()["data"];
+    let received = receiver.received();
+    assert_eq!(received.len(), 2, "each once");
+    let data = &serde_json::from_slice::<Value>(&received[1].body).unwrap()["data"];
     assert_eq!(
         (&data["was"], &data["posture"], &data["class"], &data["http_status"], &data["kms_request_id"]),
         (&json!("revoked"), &json!("active"), &Value::Null, &Value::Null, &Value::Null)
@@ -222,13 +223,13 @@ async fn what_fails_is_resent_with_the_same_id_and_body() {
     let bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
     bench.ended(&incident, 3, "announced").await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 3);
-    for (one, next) in came.iter().zip(&came[1..]) {
+    let received = receiver.received();
+    assert_eq!(received.len(), 3);
+    for (one, next) in received.iter().zip(&received[1..]) {
         assert_eq!((&one.id, &one.body), (&next.id, &next.body));
     }
-    assert!(came[1].at - came[0].at >= 5, "the first pause");
-    assert!(came[2].at - came[1].at >= 10, "which doubles");
+    assert!(received[1].at - received[0].at >= 5, "the first pause");
+    assert!(received[2].at - received[1].at >= 10, "which doubles");
 }
 
 #[tokio::test]
@@ -240,13 +241,16 @@ async fn a_key_versions_incidents_arrive_in_order_and_delay_no_other() {
     for posture in [Posture::Degraded, Posture::Revoked, Posture::Active, Posture::Revoked] {
         ids.push(bench.turn(&mut proof, posture).await.id.to_string());
         if ids.len() == 1 {
-            receiver.came_at_least(1).await;
+            receiver.receive_at_least(1).await;
         }
     }
     let other = bench.revoke("2").await;
     bench.ended(&other, 1, "announced").await;
-    let came = receiver.came_at_least(6).await;
-    assert_eq!(came[..2].iter().map(|came| &came.id).collect::<Vec<_>>(), [&ids[0], &other.id.to_string()]);
+    let received = receiver.receive_at_least(6).await;
+    assert_eq!(
+        received[..2].iter().map(|received| &received.id).collect::<Vec<_>>(),
+        [&ids[0], &other.id.to_string()]
+    );
     assert_eq!(receiver.ids()[2..], ids);
 }
 
@@ -270,7 +274,7 @@ async fn a_receiver_that_hangs_is_left_and_delays_no_rotation() {
     bench.server.encrypt("p", "r").await;
     bench.server.key.rotate().await;
     let incident = bench.revoke("1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     let started = bench.server.post("/byok/rotate", json!({})).await.body;
     let path = format!("/byok/rotate/{}", started["id"].as_str().unwrap());
     eventually(async || bench.server.get(&path).await.body["state"] == "DONE").await;
@@ -287,11 +291,11 @@ async fn a_redirect_is_not_followed() {
     let bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
     bench.ended(&incident, 2, "announced").await;
-    assert_eq!((receiver.came().len(), other.came().len()), (2, 0));
+    assert_eq!((receiver.received().len(), other.received().len()), (2, 0));
 }
 
 #[tokio::test]
-async fn what_is_gone_is_not_sent_again_and_the_next_one_is() {
+async fn after_gone_an_incident_is_not_resent_and_the_next_is() {
     let receiver = Receiver::start(&[Answer::Status(410)]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     let mut proof = bench.watched("1").await;
@@ -305,13 +309,13 @@ async fn what_is_gone_is_not_sent_again_and_the_next_one_is() {
 }
 
 #[tokio::test]
-async fn what_is_too_old_is_given_up_and_what_follows_is_sent() {
+async fn an_expired_announcement_is_given_up_and_the_next_is_sent() {
     let receiver = Receiver::start(&[]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     let mut proof = bench.watched("1").await;
     let mut old = bench.turn(&mut proof, Posture::Revoked).await;
     bench.ended(&old, 1, "announced").await;
-    // As if nobody had taken it for three days.
+    // As if it had waited for three days.
     old.id = byok::model::IncidentId::new();
     old.at = Timestamp(now().0 - Duration::from_secs(3 * 24 * 3_600 + 60).as_micros() as i64);
     write(&bench.store, bench.tenant, &mut proof, &old).await;
@@ -336,12 +340,12 @@ async fn two_replicas_deliver_once_between_them() {
             expected.push(bench.turn(&mut proof, posture).await.id.to_string());
         }
     }
-    receiver.came_at_least(expected.len()).await;
+    receiver.receive_at_least(expected.len()).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let came = receiver.ids();
+    let received = receiver.ids();
     for (version, ids) in expected.chunks(4).enumerate() {
-        let came: Vec<&String> = came.iter().filter(|id| ids.contains(id)).collect();
-        assert_eq!(came, ids.iter().collect::<Vec<_>>(), "version {version}");
+        let received: Vec<&String> = received.iter().filter(|id| ids.contains(id)).collect();
+        assert_eq!(received, ids.iter().collect::<Vec<_>>(), "version {version}");
     }
     assert!(!other.logged().contains("could not be announced"));
 }
@@ -351,17 +355,17 @@ async fn what_a_killed_replica_was_sending_another_sends_with_its_id() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let mut bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     bench.server.kill().await;
     let other = bench.server.replica().await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(receiver.came().len(), 1, "as long as the lease holds, nobody else sends it");
+    assert_eq!(receiver.received().len(), 1, "nobody else sends it while the lease holds");
     bench.hurry().await;
     bench.ended(&incident, 2, "announced").await;
-    let came = receiver.came();
-    assert_eq!(came.len(), 2);
-    assert_eq!((&came[0].id, &came[0].body), (&came[1].id, &came[1].body));
-    assert_eq!(came[0].id, incident.id.to_string());
+    let received = receiver.received();
+    assert_eq!(received.len(), 2);
+    assert_eq!((&received[0].id, &received[0].body), (&received[1].id, &received[1].body));
+    assert_eq!(received[0].id, incident.id.to_string());
     drop(other);
 }
 
@@ -370,7 +374,7 @@ async fn a_stop_waits_for_no_receiver_and_leaves_work_to_others() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let mut bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     let began = Instant::now();
     assert_eq!(bench.server.stop().await, Some(0));
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
@@ -405,7 +409,7 @@ async fn a_receivers_certificate_is_verified_by_the_systems_roots() {
     let bench = Bench::with(&tls.url, &[("SSL_CERT_FILE", &trust(&strange))]).await;
     let incident = bench.revoke("1").await;
     eventually(async || bench.server.logged().contains("\"status\":\"unreachable\"")).await;
-    assert_eq!(receiver.came().len(), 0);
+    assert_eq!(receiver.received().len(), 0);
     let environment =
         [(URL, tls.url.as_str()), (SECRET_VARIABLE, SECRET), ("SSL_CERT_FILE", &trust(&trusted))];
     let Bench { server, store, tenant } = bench;
@@ -431,14 +435,14 @@ async fn no_secret_address_uid_or_answer_is_in_a_log() {
     let mut proof = bench.watched("1").await;
     let first = bench.turn(&mut proof, Posture::Revoked).await;
     let second = bench.turn(&mut proof, Posture::Active).await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     eventually(async || {
         bench.hurry().await;
         bench.state(&second).await.1.is_some()
     })
     .await;
     bench.ended(&first, 3, "refused").await;
-    // Nor of an address where nobody answers.
+    // An address where nobody listens must not be logged either.
     drop(receiver);
     bench.turn(&mut proof, Posture::Revoked).await;
     eventually(async || bench.server.logged().contains("\"status\":\"unreachable\"")).await;
@@ -472,15 +476,15 @@ async fn a_secret_of_another_form_is_refused_at_the_start() {
         (vec![(SECRET_VARIABLE, SECRET)], URL),
         (vec![(URL, "http://example.com/CANARY"), (SECRET_VARIABLE, SECRET)], URL),
     ] {
-        let (code, said) = start(&webhook).await;
-        assert_eq!(code, Some(3), "{said}");
-        assert!(said.contains(&format!("  {variable}: ")), "{said}");
-        assert!(!said.contains("CANARY") && !said.contains("Q0FOQVJZ"), "{said}");
+        let (code, report) = start(&webhook).await;
+        assert_eq!(code, Some(3), "{report}");
+        assert!(report.contains(&format!("  {variable}: ")), "{report}");
+        assert!(!report.contains("CANARY") && !report.contains("Q0FOQVJZ"), "{report}");
     }
 }
 
 #[tokio::test]
-async fn the_documented_receiver_takes_a_real_delivery_and_refuses_a_forged_one() {
+async fn the_documented_receiver_accepts_real_deliveries_and_refuses_forged_ones() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/incidents.md")).unwrap();
     let program = page.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -492,13 +496,13 @@ async fn the_documented_receiver_takes_a_real_delivery_and_refuses_a_forged_one(
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(receiver.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(receiver.stdout.take().unwrap()).lines();
     let url = format!("http://127.0.0.1:{port}/incidents");
     eventually(async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
     let bench = Bench::with(&url, &[]).await;
     let incident = bench.revoke("1").await;
     bench.ended(&incident, 1, "announced").await;
-    assert_eq!(said.next_line().await.unwrap().as_deref(), Some("primary byok/1 active -> revoked"));
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("primary byok/1 active -> revoked"));
 
     let forged = |signature: &str| {
         let request = http().post(&url).header("webhook-id", "x").header("webhook-signature", signature);

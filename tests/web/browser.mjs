@@ -1,12 +1,14 @@
-// Drives the GraphiQL page in a real headless Chromium, as a person would: log in with a JWT, run the Encrypt example, give
-// its ciphertext to the Decrypt example, see the plaintext; reload, and find the edits again; log out, and see nothing. Watches
-// that the page breaks no content security policy, asks no other host for anything, and leaves nothing in the browser's storage but
-// edits, without plaintexts, in that of the tab.
+// Drives the GraphiQL page in a real headless Chromium, as a person would: logs in with a JWT, runs
+// the Encrypt example, passes its ciphertext to the Decrypt example and sees the plaintext; reloads
+// and finds the edits again; logs out and sees nothing. Also checks that the page violates no
+// content security policy, sends no request to another host, and stores nothing in the browser
+// except edits without plaintexts, in the tab's session storage.
 //
 //   BYOK_URL=http://127.0.0.1:3741 BYOK_JWT=… [SCREENSHOT=page.png] node browser.mjs
 //
-// BYOK_JWT: a token whose default role may encrypt and decrypt (for any record id) and see the health.
-// BYOK_TEST_CHROMIUM: the browser (default /usr/bin/chromium). BYOK_TEST_DARK=1: in the dark colour scheme.
+// BYOK_JWT: a token whose default role may encrypt, decrypt (for any record id) and see the health.
+// BYOK_TEST_CHROMIUM: the browser (default /usr/bin/chromium).
+// BYOK_TEST_DARK=1: use the dark colour scheme.
 
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -29,12 +31,12 @@ const ARGS = [
   "--disable-sync",
 ];
 
-/** Collects everything that the page must not do. */
+/** Collects every violation of what the page may do. */
 async function watch(context, page, origin) {
   const faults = [];
   context.on("request", (request) => {
     const url = new URL(request.url());
-    if (url.origin !== origin && url.protocol !== "data:") faults.push(`asked another host: ${request.url()}`);
+    if (url.origin !== origin && url.protocol !== "data:") faults.push(`a request to another host: ${request.url()}`);
   });
   context.on("requestfailed", (request) => faults.push(`a request failed: ${request.url()} ${request.failure()?.errorText}`));
   context.on("response", (response) => {
@@ -57,7 +59,7 @@ async function watch(context, page, origin) {
 const setEditor = (page, selector, text) =>
   page.evaluate(([at, value]) => document.querySelector(`${at} .CodeMirror`).CodeMirror.setValue(value), [selector, text]);
 
-/** Runs the operation of the tab `name`, with these variables, and returns the JSON that GraphiQL shows. */
+/** Runs the operation of the tab `name` with these variables, and returns the JSON shown. */
 async function execute(page, name, variables) {
   const isOpen = await page.locator(".graphiql-tab-active", { hasText: name }).count();
   if (!isOpen) await page.locator(".graphiql-tab-button", { hasText: name }).click();
@@ -97,7 +99,7 @@ async function visit(context, url, jwt) {
 
   await page.locator("#token").fill("not a token");
   await page.locator("#login").click();
-  check((await page.locator("#problem").textContent()).includes("not a JWT"), "a token that is none was taken");
+  check((await page.locator("#problem").textContent()).includes("not a JWT"), "an invalid token was accepted");
   await page.locator("#token").fill(jwt);
   await page.locator("#login").click();
   const whoami = await page.locator("#whoami").textContent();
@@ -117,11 +119,11 @@ async function visit(context, url, jwt) {
     [VARIABLES, ciphertext],
   );
   const started = await execute(page, "Decrypt");
-  check(started.data?.byokDecrypt?.plaintext === PLAINTEXT, "the Decrypt tab does not start from the token that was made", started);
+  check(started.data?.byokDecrypt?.plaintext === PLAINTEXT, "the Decrypt tab does not start with the new token", started);
   const unfinished = await execute(page, "Decrypt", { recordId: RECORD });
   check(unfinished.errors?.[0]?.message.includes('"$ciphertext" is required'), "a missing variable is not named", unfinished);
   const decrypted = await execute(page, "Decrypt", given);
-  check(decrypted.data?.byokDecrypt?.plaintext === PLAINTEXT, "the Decrypt example answers something else", decrypted);
+  check(decrypted.data?.byokDecrypt?.plaintext === PLAINTEXT, "the Decrypt example returns another plaintext", decrypted);
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT });
 
   const stored = await page.evaluate(async () => ({
@@ -135,7 +137,7 @@ async function visit(context, url, jwt) {
     "the page left something in the browser's storage",
     stored,
   );
-  check(stored.session[0][1].includes(ciphertext), "the page does not keep what was edited", stored);
+  check(stored.session[0][1].includes(ciphertext), "the page does not keep the edits", stored);
   for (const secret of [PLAINTEXT, "sensitive-data", jwt]) {
     check(!JSON.stringify(stored).includes(secret), "the page keeps a plaintext or a token", stored);
   }
@@ -155,7 +157,7 @@ async function visit(context, url, jwt) {
   await page.locator("#logout").click();
   check((await page.evaluate(() => sessionStorage.length)) === 0, "the page keeps edits after logout");
   check((await page.locator("#whoami").textContent()) === "", "the page still shows a user after logout");
-  check(faults.length === 0, "the page did what it must not", faults); // before a refusal, which the browser may log
+  check(faults.length === 0, "the page did something that it may not", faults); // Checked before a refusal, which the browser may log.
   const refused = await execute(page, "Decrypt", given);
   check(refused.errors && !refused.data?.byokDecrypt, "a decrypt without a token was served", refused);
   return `ok: ${whoami} encrypted and decrypted in ${context.browser()?.version() ?? "Chromium"}`;

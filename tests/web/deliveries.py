@@ -1,5 +1,6 @@
-"""A receiver of webhooks with the Python library of Standard Webhooks: verifies each delivery of standard input, an array of
-{headers, body}, with the secret that is the argument, and prints what the library parsed of each."""
+"""A receiver of webhooks with the Python library of Standard Webhooks. It verifies each delivery on
+standard input, an array of {headers, body}, with the secret in the first argument, and prints the
+documents that the library parsed."""
 import json, sys
 from standardwebhooks import Webhook
 

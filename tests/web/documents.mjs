@@ -1,5 +1,5 @@
-// Makes GraphQL documents for a schema: most are valid, and then most of them are changed in one or two places. The same seed
-// makes the same documents.
+// Makes GraphQL documents for a schema: most start as valid ones and are then changed in one or two
+// points. The same seed makes the same documents.
 
 import { load } from "./packages.mjs";
 
@@ -9,7 +9,7 @@ const {
   SchemaMetaFieldDef, TypeMetaFieldDef,
 } = load("graphql");
 
-/** What introspection has in graphql-js and not in every server: no document asks for it. */
+/** Introspection fields that graphql-js has and other servers may lack: no document uses them. */
 const UNASKED = new Set(["isOneOf", "specifiedByURL", "isRepeatable", "description"]);
 const UNASKED_ARGUMENTS = new Set(["includeDeprecated"]);
 const MOMENTS = ['"2026-11-23T10:00:00Z"', '"2026-11-23T10:00:00.5+01:00"'];
@@ -25,7 +25,7 @@ const TYPES = [
   "ByokOperation", "[[String!]!]!",
 ];
 
-/** Numbers from 0 to 1 (mulberry32). */
+/** A generator of numbers from 0 to 1 (mulberry32). */
 function numbers(seed) {
   let state = seed >>> 0;
   return () => {
@@ -36,7 +36,7 @@ function numbers(seed) {
   };
 }
 
-/** The documents' texts. */
+/** Returns the texts of `count` documents. */
 export function documents(schema, seed, count) {
   const random = numbers(seed);
   const chance = (share) => random() < share;
@@ -83,7 +83,7 @@ export function documents(schema, seed, count) {
       }
     }
 
-    /** A variable that may stand where this type is wanted. */
+    /** A variable that is valid for this type. */
     function variable(type, variables) {
       const known = [...variables].filter(([, definition]) => definition.wanted === String(type));
       if (known.length && chance(0.5)) return `$${pick(known)[0]}`;
@@ -131,7 +131,7 @@ export function documents(schema, seed, count) {
         fragments.push(fragment);
         fragment.text = `fragment ${fragment.name} on ${type.name} ${selections(type, variables, depth + 1)}`;
         fragment.whole = true;
-        // Only the operation that it was made for has its variables.
+        // Its variables are defined only in the operation that it was made for.
         fragment.takes = variables.size > before || fragment.text.includes("$");
         return `...${fragment.name}${directives(variables)}`;
       }
@@ -154,7 +154,7 @@ export function documents(schema, seed, count) {
     return [...operations, ...fragments.map((each) => each.text)].join("\n");
   }
 
-  /** Every node of these kinds, each with the list that it stands in, if it stands in one. */
+  /** Every node of these kinds, with its key and its parent, which may be a list. */
   function nodesOf(ast, ...kinds) {
     const found = [];
     visit(ast, {
@@ -177,7 +177,7 @@ export function documents(schema, seed, count) {
     Kind.VARIABLE, Kind.INT, Kind.FLOAT, Kind.STRING, Kind.BOOLEAN, Kind.NULL, Kind.ENUM, Kind.LIST, Kind.OBJECT,
   ];
 
-  /** Changes of a document, as a rule into one that is not valid. */
+  /** Changes of a document, which usually make it invalid. */
   const changes = [
     (ast) => rename(pick(nodesOf(ast, Kind.FIELD, Kind.ARGUMENT, Kind.OBJECT_FIELD))?.node),
     (ast) => rename(pick(nodesOf(ast, Kind.FRAGMENT_SPREAD, Kind.FRAGMENT_DEFINITION, Kind.DIRECTIVE, Kind.NAMED_TYPE))?.node),
@@ -272,7 +272,7 @@ export function documents(schema, seed, count) {
     if (found) found.parent.splice(below(found.parent.length + 1), 0, copy(found.node));
   }
 
-  /** A change of the text: what comes out is often no document. */
+  /** A change of the text, after which it usually does not parse. */
   function misspelt(text) {
     const words = text.match(/"""[^]*?"""|"[^"]*"|\.\.\.|[A-Za-z0-9_]+|\s+|[^]/g);
     const at = below(words.length);

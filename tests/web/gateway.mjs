@@ -1,10 +1,12 @@
-// A real stitching gateway in front of byok: it registers the server by introspection, adds a table of its own whose rows
-// hold ciphertexts, forwards a user's claims as Hasura does, and joins each row to `byokReveal`. It stands in for no
-// Hasura: it shows that an independent GraphQL implementation can use the server as a remote schema.
+// A real stitching gateway in front of byok. It registers the server by introspection, adds its own
+// table, whose rows hold ciphertexts, forwards a user's claims like Hasura, and joins each row to
+// `byokReveal`. It does not replace a test with Hasura: it shows that an independent GraphQL
+// implementation can use the server as a remote schema.
 //
 //   BYOK_URL=http://127.0.0.1:3741 BYOK_HASURA_SECRET=… BYOK_JWT=… node gateway.mjs
 //
-// BYOK_JWT: a token that the server accepts, whose default role may encrypt and decrypt (for any record id).
+// BYOK_JWT: a token that the server accepts, whose default role may encrypt and decrypt (for any
+// record id).
 
 import { introspect, problemsOf } from "./introspection.mjs";
 import { check, load, required, run } from "./packages.mjs";
@@ -19,7 +21,7 @@ const { schemaFromExecutor } = load("@graphql-tools/wrap");
 const RECORD = `gateway-${process.pid}-${Date.now()}`;
 const ROWS = ["first", "second", "third", "δέκα ☂", ""];
 
-/** What Hasura sends for the bearer of `jwt`: the chosen role and every other x-hasura-* claim, as headers. */
+/** The headers that Hasura forwards for this JWT: the role and every other x-hasura-* claim. */
 function claimHeaders(jwt) {
   const claims = JSON.parse(Buffer.from(jwt.split(".")[1] ?? "", "base64url").toString());
   const found = [claims["https://hasura.io/jwt/claims"], ...Object.values(claims), claims]
@@ -33,7 +35,7 @@ function claimHeaders(jwt) {
   return headers;
 }
 
-/** The gateway: byok's schema, and a local `notes` whose rows are revealed one by one, each with its own alias. */
+/** The gateway: byok's schema, and local `notes` whose rows are revealed under one alias each. */
 async function gateway(url, secret) {
   const requests = [];
   const http = buildHTTPExecutor({
@@ -99,11 +101,11 @@ await run(async () => {
   const encrypted = await ask(ENCRYPT, { plaintext: "through the gateway", recordId: RECORD }, asUser);
   check(!encrypted.errors, "byokEncrypt failed", encrypted);
   const { ciphertext } = encrypted.data.byokEncrypt;
-  check(/^byok:v1:[A-Za-z0-9_-]+$/.test(ciphertext), "byokEncrypt answered no token", encrypted);
+  check(/^byok:v1:[A-Za-z0-9_-]+$/.test(ciphertext), "byokEncrypt returned no token", encrypted);
   const decrypted = await ask(DECRYPT, { ciphertext, recordId: RECORD }, asUser);
-  check(decrypted.data?.byokDecrypt?.plaintext === "through the gateway", "byokDecrypt answered something else", decrypted);
+  check(decrypted.data?.byokDecrypt?.plaintext === "through the gateway", "byokDecrypt returned another plaintext", decrypted);
 
-  // Several aliases of byokReveal in one request; a failed row is data, and takes no neighbour with it.
+  // Several aliases of byokReveal in one request: a failure is data, and does not affect other rows.
   const tokens = [];
   for (const plaintext of ROWS) {
     const answer = await ask(ENCRYPT, { plaintext, recordId: RECORD }, asUser);
@@ -115,7 +117,7 @@ await run(async () => {
   const fields = [...tokens.map((token, index) => alias(token, index, RECORD)), alias(tokens[0], tokens.length, "another record")];
   const before = requests.length;
   const revealed = await ask(`query { ${fields.join("\n")} }`, {}, asUser);
-  check(!revealed.errors, "byokReveal answered an error instead of data", revealed);
+  check(!revealed.errors, "byokReveal returned an error instead of data", revealed);
   ROWS.forEach((plaintext, index) => {
     check(revealed.data[`f${index}`]?.value === plaintext, `alias f${index} has another value`, revealed);
     check(revealed.data[`f${index}`]?.error === null, `alias f${index} has an error`, revealed);
@@ -130,7 +132,7 @@ await run(async () => {
   check(!joined.errors, "the join failed", joined);
   check(joined.data.notes.every((note, index) => note.decrypted.value === ROWS[index]), "the join mixed up its rows", joined);
 
-  // Without claims, and with claims that nobody vouches for, nothing is decrypted.
+  // Nothing is decrypted without claims, or with claims without the shared secret.
   const anonymous = await ask(DECRYPT, { ciphertext, recordId: RECORD });
   check(anonymous.errors && !anonymous.data?.byokDecrypt, "a call without a role was served", anonymous);
   const { ask: askForged } = await gateway(url, undefined);

@@ -1,6 +1,6 @@
-// Registers the server as Hasura v2 would, as far as its answer to introspection goes: the query in the shape that Hasura
-// sends (fragments inlined, seven levels of `ofType`), with the headers that Hasura sends (no role, no JWT), and the rules
-// by which Hasura accepts or refuses a remote schema.
+// Registers the server as Hasura v2 would, as far as the answer to introspection goes: the query in
+// Hasura's form (fragments inlined, seven levels of `ofType`), Hasura's headers (no role, no JWT),
+// and the rules by which Hasura accepts a remote schema.
 //
 //   BYOK_URL=http://127.0.0.1:3741 [BYOK_HASURA_SECRET=…] node introspection.mjs
 
@@ -41,13 +41,13 @@ export const hasuraIntrospectionQuery = `query IntrospectionQuery {
 /** The body that Hasura posts at registration: no `variables` key. */
 export const hasuraIntrospectionBody = { query: hasuraIntrospectionQuery, operationName: "IntrospectionQuery" };
 
-/** The headers that Hasura sends at registration: its own two and those configured for the remote schema. */
+/** The headers that Hasura sends at registration: its own two and the remote schema's. */
 export function hasuraIntrospectionHeaders(secret) {
   const headers = { "Content-Type": "application/json", "User-Agent": "hasura-graphql-engine/v2.48.0" };
   return secret ? { ...headers, "X-Byok-Secret": secret } : headers;
 }
 
-/** Posts Hasura's introspection request and returns the answer's JSON. Like Hasura, it looks at no status. */
+/** Posts Hasura's introspection request and returns its JSON. Like Hasura, it ignores the status. */
 export async function introspect(url, secret) {
   const response = await fetch(`${url}/graphql`, {
     method: "POST",
@@ -61,7 +61,7 @@ const BUILT_IN = new Set(["Int", "Float", "String", "Boolean", "ID"]);
 const INPUT_KINDS = new Set(["SCALAR", "ENUM", "INPUT_OBJECT"]);
 const OUTPUT_KINDS = new Set(["SCALAR", "ENUM", "OBJECT", "INTERFACE", "UNION"]);
 
-/** Everything in the answer that Hasura would refuse, or that byok promises not to have. Empty when all is well. */
+/** Everything in the answer that Hasura would refuse, or that byok promises not to have. */
 export function problemsOf(answer) {
   const { buildClientSchema, parseValue, validateSchema } = load("graphql");
   const problems = [];
@@ -112,7 +112,7 @@ export function problemsOf(answer) {
 
   for (const type of own) {
     const prefixed = type.name.startsWith("Byok") || roots.includes(type.name) || BUILT_IN.has(type.name);
-    // Scalars of PostgreSQL's names merge with the ones that Hasura makes from columns.
+    // Scalars named after PostgreSQL's types merge with those that Hasura makes from columns.
     const merges = type.kind === "SCALAR" && ["bigint", "jsonb", "timestamptz"].includes(type.name);
     if (!prefixed && !merges) problems.push(`${type.name}: may clash with another type`);
 
@@ -153,7 +153,7 @@ export function problemsOf(answer) {
     for (const arg of directive.args) named(arg.type, `@${directive.name}(${arg.name})`);
   }
 
-  // Arguments that a join feeds are matched by the type's name.
+  // Hasura matches the arguments of a join by the names of their types.
   const reveal = queryRoot?.fields?.find(({ name }) => name === "byokReveal");
   const revealArgs = Object.fromEntries((reveal?.args ?? []).map((arg) => [arg.name, written(arg.type)]));
   const wanted = { ciphertext: "String!", recordId: "ID", context: "jsonb" };
@@ -174,6 +174,6 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
     const answer = await introspect(required("BYOK_URL"), process.env.BYOK_HASURA_SECRET);
     const problems = problemsOf(answer);
     check(problems.length === 0, "Hasura would refuse this schema, or byok promised otherwise", problems);
-    return `ok: ${answer.data.__schema.types.length} types, as Hasura wants them`;
+    return `ok: ${answer.data.__schema.types.length} types, as Hasura needs them`;
   });
 }

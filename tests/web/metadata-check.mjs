@@ -1,5 +1,6 @@
-// Checks the Hasura metadata directory against byok's schema, by the rules with which Hasura accepts a remote schema's
-// permissions and relationships (graphql-engine, Hasura/RemoteSchema/SchemaCache).
+// Checks the Hasura metadata directory against byok's schema, with Hasura's own rules for
+// permissions and relationships of remote schemas (graphql-engine,
+// Hasura/RemoteSchema/SchemaCache).
 //
 //   node metadata-check.mjs SCHEMA.graphql METADATA_DIRECTORY
 
@@ -30,7 +31,7 @@ const FILES = [
 const problems = [];
 const problem = (where, what) => problems.push(`${where}: ${what}`);
 
-/** Reads a YAML file, and what it includes: a string `!include path`, relative to the file that says so. */
+/** Reads a YAML file and the files it includes: `!include path`, relative to the including file. */
 function readYaml(path) {
   const document = YAML.parseDocument(readFileSync(path, "utf8"), { strict: true, uniqueKeys: true });
   for (const fault of [...document.errors, ...document.warnings]) problem(path, fault.message);
@@ -77,7 +78,7 @@ function checkRemoteSchema(remote, sdl) {
   }
 }
 
-/** A role's schema against the whole one. */
+/** Checks a role's schema against the whole one. */
 function checkRole(where, text, sdl) {
   let document;
   try {
@@ -89,7 +90,7 @@ function checkRole(where, text, sdl) {
   let roots = null;
   for (const node of document.definitions) {
     if (node.kind === Kind.SCHEMA_DEFINITION) roots = new Map(node.operationTypes.map((root) => [root.operation, root.type.name.value]));
-    else if (!node.kind.endsWith("TypeDefinition")) problem(where, `${node.kind} is not taken`);
+    else if (!node.kind.endsWith("TypeDefinition")) problem(where, `${node.kind} is not allowed`);
     else if (types.has(node.name.value)) problem(where, `${node.name.value} is defined twice`);
     else types.set(node.name.value, node);
   }
@@ -162,7 +163,7 @@ function checkType(where, node, whole, types) {
       break;
     case Kind.ENUM_TYPE_DEFINITION:
       subset(node.values, whole.values, "value");
-      // Whoever may have one of them may have any: what an entry says is not the role's choice.
+      // A role gets all values of an enum or none, since an entry may have any of them.
       for (const { name } of whole.values) {
         if (!node.values?.some((value) => value.name.value === name.value)) problem(where, `lacks the value ${name.value}`);
       }
@@ -173,15 +174,15 @@ function checkType(where, node, whole, types) {
     case Kind.SCALAR_TYPE_DEFINITION:
       break;
     default:
-      problem(where, `${node.kind} is not taken`);
+      problem(where, `${node.kind} is not allowed`);
   }
 }
 
-/** `@preset(value:, static:)`: a session variable goes only to a scalar or an enum, not to a list. */
+/** Checks `@preset(value:, static:)`: a session variable needs a scalar or an enum, not a list. */
 function checkPreset(where, value, types) {
   for (const directive of value.directives ?? []) {
     if (directive.name.value !== "preset") {
-      problem(where, `@${directive.name.value} is not taken`);
+      problem(where, `@${directive.name.value} is not allowed`);
       continue;
     }
     const given = byName(directive.arguments);
@@ -200,7 +201,7 @@ function checkPreset(where, value, types) {
   }
 }
 
-/** Remote relationships: a query of byok, arguments that it has, columns that are joined. */
+/** Checks remote relationships: they need a query of byok, existing arguments and joined columns. */
 function checkTable(table, names, sdl) {
   const where = `table ${table?.table?.schema}.${table?.table?.name}`;
   for (const { name, definition } of table?.remote_relationships ?? []) {
@@ -268,7 +269,7 @@ await run(async () => {
     }
   }
 
-  check(problems.length === 0, "the metadata is not what Hasura takes", problems);
+  check(problems.length === 0, "Hasura would not accept the metadata", problems);
   const roles = remotes.flatMap(({ permissions }) => (permissions ?? []).map(({ role }) => role));
   return `ok: ${remotes.length} remote schema, roles ${roles.join(", ")}`;
 });

@@ -1,8 +1,9 @@
 // Where these scripts get their npm packages and settings from.
 //
-// The packages are installed outside the checkout, so `import "graphql"` would not find them (an ES module does not read
-// NODE_PATH). `load` resolves from BYOK_TEST_NODE_MODULES, the path of that node_modules folder, or from NODE_PATH. All
-// packages are loaded as CommonJS, so that there is one `graphql` among them.
+// The packages are installed outside the checkout, so `import "graphql"` would not find them (an ES
+// module does not read NODE_PATH). `load` resolves from BYOK_TEST_NODE_MODULES, the path of that
+// node_modules folder, or from NODE_PATH. All packages are loaded as CommonJS, so that they share
+// one `graphql`.
 
 import { createRequire } from "node:module";
 import { delimiter, join, resolve } from "node:path";
@@ -32,7 +33,7 @@ export async function run(main) {
   }
 }
 
-/** Throws with `message`, and with what was seen, unless `condition` holds. */
+/** Throws an error with `message` and `seen` unless `condition` holds. */
 export function check(condition, message, seen) {
   if (!condition) throw new Error(seen === undefined ? message : `${message}\nseen: ${JSON.stringify(seen, null, 2)}`);
 }

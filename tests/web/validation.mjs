@@ -1,5 +1,6 @@
-// Makes GraphQL documents and says of each what graphql-js finds wrong with it first: JSON, a list of pairs of the document and
-// that, null for one that is valid. The same seed makes the same documents.
+// Makes GraphQL documents and prints the first error that graphql-js finds in each: JSON, a list of
+// pairs of document and error, which is null for a valid document. The same seed makes the same
+// documents.
 //
 //   node validation.mjs schema.graphql SEED COUNT
 
@@ -9,10 +10,10 @@ import { load, run } from "./packages.mjs";
 
 const { GraphQLError, Kind, buildSchema, parse, specifiedRules, validate, valueFromASTUntyped } = load("graphql");
 
-/** All rules of GraphQL, and not the bound on introspection that graphql-js has beside them: ours is another. */
+/** All rules of GraphQL, without graphql-js' own bound on introspection, which differs from ours. */
 const RULES = specifiedRules.filter((rule) => rule.name !== "MaxIntrospectionDepthRule");
 
-/** The schema, with what its own scalars take besides: the language of schemas has no word for it. */
+/** The schema, with the literals that its own scalars accept, which SDL cannot express. */
 function schemaOf(text) {
   const schema = buildSchema(text);
   const hasEnum = (node) =>
@@ -30,7 +31,7 @@ function schemaOf(text) {
   return schema;
 }
 
-/** Why graphql-js refuses a document; null where it does not. */
+/** The reason why graphql-js refuses a document; null if it accepts it. */
 function refusedByGraphqlJs(schema, text) {
   let ast;
   try {
@@ -38,7 +39,7 @@ function refusedByGraphqlJs(schema, text) {
   } catch (error) {
     return `${error.message}`;
   }
-  // graphql-js leaves that to the execution.
+  // graphql-js checks that only on execution.
   const rootless = ast.definitions.some((each) => each.kind === Kind.OPERATION_DEFINITION && !schema.getRootType(each.operation));
   if (rootless) return "There is no root for the operation.";
   return validate(schema, ast, RULES)[0]?.message ?? null;

@@ -72,7 +72,7 @@ async fn a_tenant_whose_commits_never_end_delays_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_that_has_ended_is_started_again_and_knows_its_log() {
+async fn an_ended_lane_is_started_again_and_knows_its_log() {
     let sizes = Arc::new(Sizes(Mutex::new(HashMap::from([(ONE, 0), (OTHER, 0)]))));
     let committer = start(&sizes);
     for tenant in [ONE, ONE, OTHER, OTHER] {

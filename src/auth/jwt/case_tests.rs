@@ -891,7 +891,7 @@ fn a_malformed_configuration_says_what_is_wrong() {
 }
 
 #[test]
-fn errors_come_all_at_once_name_the_variable_and_hide_the_key() {
+fn all_errors_name_their_variable_and_hide_the_key() {
     let configurations = json!([
         hs256(&json!({"issuer": 5, "allowed_skew": "x"})),
         {"type": "HS256", "key": "s3cret"},

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn before_the_first_fetch_tokens_are_refused_and_the_server_goes_on() {
+    async fn before_the_first_fetch_tokens_are_refused_and_serving_continues() {
         // Nothing listens there.
         let (verifier, _stop) = refreshed(&"http://127.0.0.1:9/jwks".parse().unwrap());
         let refusal =
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unknown_key_is_no_bad_token_while_the_provider_is_down() {
+    async fn an_unknown_key_is_no_bad_token_during_an_outage() {
         let (url, _) = serve(|request| match request {
             0 => keys(&["p256"], "max-age=3600"),
             _ => StatusCode::BAD_GATEWAY.into_response(),

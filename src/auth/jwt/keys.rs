@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_id_rules_out_other_keys_and_none_stands_for_any() {
+    fn a_key_id_excludes_other_keys_and_none_matches_any() {
         let signature = Signer::new("p256").sign(b"message");
         let (mut named, nameless) = (jwk_of("p256"), jwk_of("p256"));
         named["kid"] = json!("one");

@@ -171,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn pkcs_1_holds_the_same_key_as_the_subject_public_key_info() {
+    fn pkcs1_gives_the_same_key_as_the_subject_public_key_info() {
         assert_eq!(parse(&pem("rsa2048.pkcs1")), parse(&pem("rsa2048.public")));
     }
 
     #[test]
-    fn a_certificate_of_version_1_has_no_version_field_and_is_read() {
+    fn a_certificate_of_version_1_without_version_field_is_read() {
         assert_eq!(parse(&pem("rsa2048.certificate-v1")), parse(&pem("rsa2048.public")));
     }
 

@@ -33,7 +33,7 @@ fn users() -> Policy {
 }
 
 #[test]
-fn by_default_admin_may_all_service_encrypt_and_decrypt_and_others_nothing() {
+fn by_default_admin_may_all_service_encrypt_and_decrypt_others_nothing() {
     let policy = Policy::default();
     for operation in Operation::ALL {
         let service = matches!(operation, Operation::Encrypt | Operation::Decrypt | Operation::Reveal);
@@ -108,7 +108,7 @@ fn a_condition_never_holds_without_a_context() {
 }
 
 #[test]
-fn a_call_may_be_looked_at_when_the_role_has_a_grant() {
+fn a_call_is_inspected_when_the_role_has_a_grant() {
     for (role, operation, may) in [
         ("user", Operation::Decrypt, true),
         ("user", Operation::Reveal, true),

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plaintext_after_the_bound_is_too_late_even_after_a_refusal() {
+    fn a_plaintext_after_the_bound_fails_even_after_a_refusal() {
         let samples =
             [sample(2_000, refused()), sample(4_001, Answer::Plaintext), sample(9_500, Answer::Plaintext)];
         assert_eq!(verdict(&samples, true), (Verdict::TooLate, 1));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_never_refused_has_a_verdict_of_its_own() {
+    fn a_key_that_is_never_refused_has_its_own_verdict() {
         assert_eq!(verdict(&[sample(8_000, Answer::Plaintext)], false), (Verdict::NotRefused, 1));
         assert_eq!(verdict(&[sample(9_500, Answer::Plaintext)], true), (Verdict::NotRefused, 0));
     }

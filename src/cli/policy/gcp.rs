@@ -43,7 +43,7 @@ mod tests {
     use crate::config::Env;
 
     #[test]
-    fn what_is_printed_for_a_shell_names_an_account_and_nothing_else() {
+    fn shell_commands_name_an_account_and_nothing_else() {
         let account = "a@b'; touch canary; '";
         let env = Env::from_pairs([
             ("BYOK_GCP_KEY_NAME", "projects/p/locations/l/keyRings/r/cryptoKeys/k"),

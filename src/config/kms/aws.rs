@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sdks_own_endpoint_variables_are_refused_where_it_would_take_them() {
+    fn the_sdks_own_endpoint_variables_are_refused_where_it_reads_them() {
         let chain = Env::from_pairs([("BYOK_AWS_KEY_ARN", KEY)]);
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
             assert_eq!(wrong(&chain.clone().with(name, "https://sts.example.com")), [name]);

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_one_of_a_key_is_an_error() {
+    fn a_name_that_is_not_a_keys_is_an_error() {
         for bad in [
             "nself-byok",
             "projects/p/locations/l/keyRings/r",
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_in_another_spelling_is_not_shown_as_a_file_name() {
+    fn a_credential_in_another_spelling_is_never_shown_as_a_file() {
         for bad in ["eyJjYW5hcnkiOiJjYW5hcnkifQ-canary", "'{\"private_key\":\"canary\"}'"] {
             assert_eq!(wrong(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS]);
         }

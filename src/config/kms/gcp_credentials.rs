@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_asked_for_at_googles_address_or_on_this_machine() {
+    fn a_token_is_requested_from_google_or_this_machine_only() {
         for fine in ["https://accounts.google.com/o/oauth2/token", "http://127.0.0.1:1/token"] {
             let parsed = parse(&with(service_account(), "token_uri", fine)).ok().unwrap();
             assert_eq!(parsed.token_uri().as_str(), fine);

@@ -212,7 +212,7 @@ fn introspection_that_multiplies_is_refused() {
 }
 
 #[test]
-fn without_identity_there_are_a_handful_of_roots_and_no_long_document() {
+fn strangers_get_a_handful_of_roots_and_short_documents() {
     let unknown = |text: &str| match parse(text, &Budget::ANONYMOUS) {
         Ok(document) => cost_of(&document, &Budget::ANONYMOUS).err().map(|excess| excess.refusal.code),
         Err(ParseError::OverBudget(code)) => Some(code),

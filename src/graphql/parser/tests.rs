@@ -49,7 +49,7 @@ fn without_positions(value: serde_json::Value) -> serde_json::Value {
 }
 
 #[test]
-fn an_error_has_the_position_where_the_text_stops_being_a_document() {
+fn an_error_has_the_position_where_the_document_becomes_invalid() {
     for (text, line, column) in [
         ("", 1, 1),
         ("{", 1, 2),
@@ -99,7 +99,7 @@ fn a_duplicate_key_in_an_object_is_refused() {
 }
 
 #[test]
-fn a_character_beyond_the_first_plane_is_escaped_as_pair_or_number() {
+fn a_character_beyond_the_first_plane_has_two_escaped_forms() {
     for escaped in [r"\ud83d\ude00", r"\u{1F600}", r"\u{000001f600}"] {
         let document = parse(&format!("{{a(b:\"{escaped}\")}}")).unwrap();
         let text = serde_json::to_string(&document).unwrap();

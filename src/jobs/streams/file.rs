@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_not_there_is_a_failure_until_it_is() {
+    async fn a_missing_folder_is_a_failure_until_it_exists() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("later/audit");
         let lines = Lines::new(path.clone());

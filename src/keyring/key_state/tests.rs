@@ -66,7 +66,7 @@ fn a_proof_first_seen_after_a_setback_has_the_greatest_age() {
 }
 
 #[test]
-fn a_known_proof_is_as_old_as_the_database_says_after_setting() {
+fn a_known_proof_has_the_databases_age_after_setting() {
     for (now, at_least) in [(11_000, 10_100), (500, 1_000_000_000)] {
         let states = KeyStates::new(WRITE_DELAY);
         states.apply_row(TENANT, &proof(0, 900), reading(0, 1_000));
@@ -98,7 +98,7 @@ fn a_proof_once_seen_in_the_future_stays_invalid_when_reached() {
 }
 
 #[test]
-fn a_proof_first_seen_some_readings_later_also_has_the_greatest_age() {
+fn a_proof_first_seen_later_also_has_the_greatest_age() {
     let states = KeyStates::new(WRITE_DELAY);
     states.apply_row(TENANT, &proof(0, 900), reading(0, 1_000));
     // Set back by two seconds; the reading finds the same proof.
@@ -109,7 +109,7 @@ fn a_proof_first_seen_some_readings_later_also_has_the_greatest_age() {
 }
 
 #[test]
-fn after_a_clock_jump_only_the_next_proof_counts_in_both_directions() {
+fn after_a_clock_jump_either_way_only_the_next_proof_counts() {
     for (jump, later) in [(3_600_000, 500), (-3_600_000, 9_700)] {
         let states = KeyStates::new(WRITE_DELAY);
         states.apply_row(TENANT, &proof(0, 900), reading(0, 1_000));

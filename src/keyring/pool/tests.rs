@@ -84,7 +84,7 @@ fn the_oldest_goes_first_and_none_goes_twice() {
 }
 
 #[test]
-fn there_is_one_fill_at_a_time_of_at_most_a_batch() {
+fn one_fill_runs_at_a_time_of_one_batch_at_most() {
     let pool = pool(10);
     assert_eq!(pool.begin_fill(tenant().uid, 3, at(0)).unwrap().count, 3);
     assert!(!is_due(&pool, at(0)));

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_customers_switch_is_a_revocation_and_an_aws_failure_is_not() {
+    fn the_customers_switch_is_a_revocation_an_aws_failure_not() {
         for code in
             ["DisabledException", "KMSInvalidStateException", "NotFoundException", "AccessDeniedException"]
         {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_that_could_forge_a_log_line_is_left_out() {
+    fn a_request_id_that_could_forge_log_lines_is_omitted() {
         assert!(plain_id("770a33fe-bf97-495e-ac67-b75b42f2d74a").is_some());
         for bad in [
             "770a33fe\nbf97-495e-ac67-b75b42f2d74a",

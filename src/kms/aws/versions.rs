@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_version_is_called_by_its_key_material_where_we_may_not() {
+    async fn a_version_is_named_by_key_material_without_the_right() {
         let versions = Versions::default();
         assert_eq!(name(&versions, 'a', Err(KmsErrorClass::AccessDenied)).await, "aaaaaaaaaaaa");
         assert!(versions.may_not_list());

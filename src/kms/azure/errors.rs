@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inner_error_without_a_code_does_not_hide_the_outer_one() {
+    fn an_inner_error_without_a_code_keeps_the_outer_one() {
         for inner in ["{}", "null", r#"{"code":null}"#, r#"{"code":7}"#, r#""text""#] {
             let body = format!(r#"{{"error":{{"code":"Forbidden","innererror":{inner}}}}}"#);
             assert_eq!(vault(403, &body, Asked::Unwrap), KmsErrorClass::AccessDenied, "{inner}");

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn an_assertion_says_who_asks_whom_for_what_and_for_how_long() {
+    fn an_assertion_has_issuer_audience_scope_and_lifetime() {
         let pem = SecretText::new(include_str!("../../auth/jwt/testdata/rsa2048.private.pem").to_owned());
         let audience = Url::parse("https://oauth2.googleapis.com/token").unwrap();
         let assertion =

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_that_is_never_created_is_the_one_in_the_table() {
+    fn the_type_that_is_never_created_is_in_the_table() {
         let text = format!("key type {TYPE_THAT_IS_NEVER_CREATED} not supported for this operation");
         assert_eq!(of_text(&text), Some(KmsErrorClass::KeyNotFound));
     }

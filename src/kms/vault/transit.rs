@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_fewer_items_than_were_asked_for_is_an_error() {
+    fn an_answer_with_fewer_items_than_requested_is_an_error() {
         let reply =
             reply(200, r#"{"request_id":"r-1","data":{"batch_results":[{"ciphertext":"vault:v1:a"}]}}"#);
         assert_eq!(read_items(&reply, 2, |_| Some(())).err().unwrap().class, KmsErrorClass::Internal);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewrap_to_another_version_than_was_asked_for_is_an_error() {
+    fn a_rewrap_to_another_version_than_requested_is_an_error() {
         let reply = reply(200, r#"{"data":{"batch_results":[{"ciphertext":"vault:v1:a"}]}}"#);
         let read =
             |version| read_items(&reply, 1, |item| wrapped(item, &"byok".into(), version)).unwrap().remove(0);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_that_could_forge_a_log_line_is_left_out() {
+    fn a_request_id_that_could_forge_log_lines_is_omitted() {
         assert!(request_id("a6a4b8ea-d830-18cf-22f4-e0cf2d830031").is_some());
         assert!(request_id("a\nb").is_none());
         assert!(request_id(&"a".repeat(65)).is_none());

@@ -73,7 +73,7 @@ fn open(report: &Report) -> Vec<Claim> {
 }
 
 #[test]
-fn nothing_is_shown_of_an_entry_that_its_digest_does_not_cover() {
+fn nothing_outside_the_digest_of_an_entry_is_shown() {
     // Each of these leaves the digest of the entry, which is of the first form, unchanged.
     for more in [
         r#""reason":"support-case""#,

@@ -24,15 +24,15 @@ impl Customer for OfAws {
     }
 
     async fn disable(&self) -> KmsErrorClass {
-        self.key.does("DisableKey").await;
+        self.key.as_customer("DisableKey").await;
         KmsErrorClass::KeyDisabled
     }
 
     async fn enable(&self) {
-        self.key.does("EnableKey").await;
+        self.key.as_customer("EnableKey").await;
     }
 
-    /// AWS waits for seven days at least; the key is refused from the first moment.
+    /// AWS deletes a key after seven days at least, but refuses it from the first moment.
     async fn delete(&self) -> KmsErrorClass {
         self.key.schedule_deletion().await;
         KmsErrorClass::KeyPendingDeletion
@@ -56,7 +56,7 @@ impl Customer for OfAws {
     }
 }
 
-/// With the right to list its versions.
+/// A key whose user may list its versions.
 pub(super) async fn customer() -> OfAws {
     let cloud = Cloud::shared();
     let key = cloud.key().await;
@@ -64,7 +64,7 @@ pub(super) async fn customer() -> OfAws {
     let front = Front::of(&cloud).await;
     let kms = key.kms_with(|settings| {
         settings.endpoint = Some(front.address.parse().expect("an address"));
-        // For a large batch on a busy machine.
+        // Enough for a large batch on a busy machine.
         settings.timeout = std::time::Duration::from_secs(30);
     });
     OfAws { key, front, kms }

@@ -5,14 +5,14 @@ use byok::kms::AzureKeyVault;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-// The behaviours too: the two keys below run them.
+// The behaviours are imported too, since the two modules below run them.
 use super::*;
 use crate::support::azure::Azure;
 
 pub(super) struct OfAzure {
     azure: Azure,
     kms: AzureKeyVault,
-    /// The managed HSM's key, if it is that.
+    /// The name of the managed HSM's key, if the customer uses that.
     hsm_key: Option<&'static str>,
 }
 
@@ -24,7 +24,7 @@ impl OfAzure {
         }
     }
 
-    /// Each version by itself, as Azure has it.
+    /// Azure enables and disables each version separately.
     async fn enable_all(&self, enabled: bool) {
         let key = self.to_key(Method::GET, "", json!({})).await;
         for version in key["versions"].as_array().expect("a list") {

@@ -23,7 +23,7 @@ impl Customer for OfGoogle {
         self.google.rotate().await;
     }
 
-    /// A key has no state of its own: its versions do.
+    /// A key has no state of its own; its versions do.
     async fn disable(&self) -> KmsErrorClass {
         self.google.all_states("DISABLED").await;
         KmsErrorClass::KeyDisabled
@@ -33,11 +33,11 @@ impl Customer for OfGoogle {
         self.google.all_states("ENABLED").await;
     }
 
-    /// With a right on the ring, so that Google tells that the key is not there; without, it says the same as of a right
-    /// that is missing.
+    /// The right on the key ring lets Google answer that the key does not exist; without it, the
+    /// answer is the same as for a missing right.
     async fn delete(&self) -> KmsErrorClass {
         self.google.bind(RING, &[(ROLE, ACCOUNT)]).await;
-        self.google.does(Method::DELETE, KEY, json!({})).await;
+        self.google.as_customer(Method::DELETE, KEY, json!({})).await;
         KmsErrorClass::KeyNotFound
     }
 

@@ -1,7 +1,7 @@
-//! What every KMS provider does, whatever stands behind it. Each behaviour runs against each provider; one file each says
-//! how the customer turns its key.
+//! Behaviour that every KMS provider shares. Each test runs against each provider; one file for
+//! each says how the customer controls its key.
 
-/// Runs every behaviour in the module of a provider, on what its `customer()` makes.
+/// Runs every behaviour in a provider's module, on the value that its `customer()` returns.
 macro_rules! conformance {
     () => {
         conformance! {
@@ -40,7 +40,7 @@ use byok::model::{KeyVersion, Wrapped};
 
 use crate::support::calls::binding;
 
-/// A provider in use, with the customer's hand on its key.
+/// A provider in use, with the customer's control of its key.
 #[async_trait]
 trait Customer: Sync {
     fn kms(&self) -> &dyn Kms;
@@ -48,13 +48,13 @@ trait Customer: Sync {
     /// Makes a new version of the key.
     async fn rotate(&self);
 
-    /// Turns the key off, and says how that shows.
+    /// Turns the key off, and returns the class of the refusal.
     async fn disable(&self) -> KmsErrorClass;
 
-    /// The command that turns the key on again.
+    /// Turns the key on again.
     async fn enable(&self);
 
-    /// The key is gone for good; says how that shows.
+    /// Deletes the key for good, and returns the class of the refusal.
     async fn delete(&self) -> KmsErrorClass;
 
     /// Whether there is a key.
@@ -68,7 +68,7 @@ trait Customer: Sync {
         true
     }
 
-    /// How many KMS calls rewrap so many DEKs.
+    /// The number of KMS calls that rewrap this many DEKs.
     fn rewrap_calls(&self, items: u64) -> u64;
 }
 
@@ -76,7 +76,7 @@ fn bindings(count: usize) -> Vec<DekBinding> {
     (0..count).map(|_| binding()).collect()
 }
 
-/// Fresh DEKs, each with what it is bound to.
+/// Fresh DEKs, each with its binding.
 async fn generated(kms: &dyn Kms, count: usize) -> (Vec<[u8; 32]>, Vec<(DekBinding, Wrapped)>) {
     let bindings = bindings(count);
     let answers = kms.generate(&bindings).await;
@@ -230,7 +230,7 @@ async fn a_name_of_another_key_in_the_row_chooses_nothing(customer: impl Custome
         wrapped[0].1.key_version = KeyVersion::new(name, version.clone());
         assert_eq!(unwrapped(customer.kms(), &wrapped).await, [Err(KmsErrorClass::WrappedByAnotherKey)]);
         let answer = customer.kms().rewrap(&wrapped, &wrapped[0].1.key_version.clone()).await.remove(0);
-        // The row and the target name another key: whichever is looked at first.
+        // The row and the target name different keys; either error may come first.
         let class = answer.err().map(|error| error.class);
         assert!(
             matches!(class, Some(KmsErrorClass::Misconfigured | KmsErrorClass::WrappedByAnotherKey)),

@@ -51,13 +51,14 @@ impl Customer for OfVault {
     }
 }
 
-/// With a token that may do all, `create` included: nothing but our own care keeps a key from being created.
+/// A token with all capabilities, `create` included: only our own checks keep a key from being
+/// created.
 pub(super) async fn customer() -> OfVault {
     let transit = Vault::shared().transit().await;
     let policy =
         format!("path \"{}/*\" {{ capabilities = [\"create\", \"update\", \"read\"] }}", transit.mount);
     let path = format!("sys/policies/acl/{}", transit.policy);
-    // Wider than the usual one, and taken away as a whole by `disable`.
+    // A wider policy than usual, which `disable` removes entirely.
     transit.vault.write(&path, serde_json::json!({ "policy": policy })).await;
     let kms = transit.kms().await;
     OfVault { transit, kms }

@@ -1,11 +1,14 @@
-//! AWS as a customer runs it: a key, who may use it, and a role with an external id, in the fakecloud that all tests share.
+//! AWS as a customer sets it up: a key, a policy, and a role with an external id, in the fakecloud
+//! that all tests share.
 //!
-//! fakecloud 0.51.0 departs from AWS where this file says so: it authorizes ReEncrypt as `kms:ReEncrypt` on `*`, it ignores
-//! key policies, denies whatever is not signed (AssumeRoleWithWebIdentity is not), and gives no key material ids. The last
-//! two are made up for by [`Front`], an HTTP proxy that puts what is missing into the requests and fakecloud's own answers,
-//! and that fails on demand.
+//! fakecloud 0.51.0 departs from AWS in ways that this file works around: it authorizes ReEncrypt
+//! as `kms:ReEncrypt` on `*`, ignores key policies, denies every unsigned request
+//! (AssumeRoleWithWebIdentity is unsigned), and gives no key material ids. [`Front`], an HTTP
+//! proxy, makes up for the last two: it adds what is missing to requests and to fakecloud's own
+//! answers. It also fails on demand.
 //!
-//! The customer's own calls are signed by the access key `test`, which fakecloud takes for root without a signature.
+//! The customer's own calls are signed with the access key `test`, which fakecloud accepts as root
+//! without checking the signature.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -30,10 +33,10 @@ use super::{http, needed};
 /// The name that AWS's console gives to the policy that revokes a role's sessions.
 const REVOKED_SESSIONS: &str = "AWSRevokeOlderSessions";
 
-/// Where everything lies.
+/// The region of every key and role.
 pub(crate) const REGION: &str = "eu-west-1";
 
-/// A server that speaks as AWS does.
+/// An endpoint that speaks AWS's protocols.
 #[derive(Clone)]
 pub(crate) struct Cloud {
     pub(crate) address: String,
@@ -45,7 +48,7 @@ impl Cloud {
         Self { address: needed("BYOK_TEST_FAKECLOUD_ADDR") }
     }
 
-    /// What KMS says to the account's root: status and body.
+    /// The answer of KMS to the account's root: status and body.
     pub(crate) async fn answer(&self, operation: &str, body: Value) -> (u16, Value) {
         self.answer_in(REGION, operation, body).await
     }
@@ -62,14 +65,14 @@ impl Cloud {
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
-    /// Does it as the customer.
+    /// The answer to a KMS operation of the customer's, which must succeed.
     pub(crate) async fn kms(&self, operation: &str, body: Value) -> Value {
         let (status, answer) = self.answer(operation, body).await;
         assert!(status == 200, "{operation}: {status} {answer}");
         answer
     }
 
-    /// Does it as the customer; the answer is XML.
+    /// The answer, in XML, to an IAM action of the customer's, which must succeed.
     pub(crate) async fn iam(&self, action: &str, parameters: &[(&str, &str)]) -> String {
         let version = [("Action", action), ("Version", "2010-05-08")];
         let form: Vec<_> = version.iter().chain(parameters).collect();
@@ -83,7 +86,7 @@ impl Cloud {
         text
     }
 
-    /// An issuer of web identities; its ARN and address.
+    /// A new issuer of web identities: its ARN and address.
     pub(crate) async fn issuer(&self) -> (String, String) {
         let url = format!("https://{}.example.com", uuid::Uuid::now_v7().simple());
         let parameters = [
@@ -118,7 +121,7 @@ impl Cloud {
     }
 }
 
-/// Who byok runs as.
+/// The IAM user that byok runs as.
 #[derive(Clone)]
 pub(crate) struct User {
     cloud: Cloud,
@@ -129,7 +132,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// All that it may do from now on.
+    /// Replaces the user's permissions with this policy.
     pub(crate) async fn permit(&self, policy: &Value) {
         let policy = policy.to_string();
         let parameters =
@@ -164,7 +167,7 @@ pub(crate) struct Key {
     pub(crate) arn: String,
 }
 
-/// A role of the customer's that the key's user may take.
+/// A role of the customer's that the key's user may assume.
 pub(crate) struct Role {
     cloud: Cloud,
     name: String,
@@ -182,13 +185,13 @@ impl Key {
         self.arn.rsplit('/').next().expect("an id")
     }
 
-    /// Whether the user may wrap and unwrap with it.
+    /// Lets the user wrap and unwrap with the key, or takes that right away.
     pub(crate) async fn allow(&self, allowed: bool) {
         self.user.permit(&if allowed { permissions(&self.arn, &[]) } else { nothing() }).await;
     }
 
-    /// One of the customer's operations on the key.
-    pub(crate) async fn does(&self, operation: &str) {
+    /// Runs one of the customer's operations on the key.
+    pub(crate) async fn as_customer(&self, operation: &str) {
         self.cloud().kms(operation, json!({ "KeyId": self.arn })).await;
     }
 
@@ -196,14 +199,14 @@ impl Key {
         self.cloud().kms("ScheduleKeyDeletion", json!({ "KeyId": self.arn, "PendingWindowInDays": 7 })).await;
     }
 
-    /// An alias for it; its ARN.
+    /// A new alias for the key: its ARN.
     pub(crate) async fn alias(&self) -> String {
         let name = format!("alias/a-{}", uuid::Uuid::now_v7().simple());
         self.cloud().kms("CreateAlias", json!({ "AliasName": name, "TargetKeyId": self.id() })).await;
         format!("{}:{name}", self.arn.split(":key/").next().expect("an ARN"))
     }
 
-    /// A role that may use the key, and that the user may take with this external id.
+    /// A role that may use the key, and that the user may assume with this external id.
     pub(crate) async fn role(&self, external_id: &str) -> Role {
         let (cloud, name) = (self.cloud().clone(), format!("r-{}", uuid::Uuid::now_v7().simple()));
         let trust = trust(&self.user.arn, external_id).to_string();
@@ -216,12 +219,12 @@ impl Key {
         role
     }
 
-    /// Us, as its user.
+    /// Our client, as the key's user.
     pub(crate) fn kms(&self) -> AwsKms {
         self.kms_with(|_| ())
     }
 
-    /// Us, with other settings.
+    /// Our client, with changed settings.
     pub(crate) fn kms_with(&self, change: impl FnOnce(&mut AwsSettings)) -> AwsKms {
         let mut settings = self.settings();
         change(&mut settings);
@@ -234,12 +237,12 @@ impl Key {
 }
 
 impl Role {
-    /// Whether the role may wrap and unwrap with the key.
+    /// Lets the role wrap and unwrap with the key, or takes that right away.
     pub(crate) async fn allow(&self, allowed: bool) {
         self.permit(&if allowed { permissions(&self.key, &[]) } else { nothing() }).await;
     }
 
-    /// All that it may do from now on.
+    /// Replaces the role's permissions with this policy.
     pub(crate) async fn permit(&self, policy: &Value) {
         let policy = policy.to_string();
         let parameters =
@@ -247,7 +250,7 @@ impl Role {
         self.cloud.iam("PutRolePolicy", &parameters).await;
     }
 
-    /// Takes away all that it may do.
+    /// Deletes the role's policy.
     async fn forbid(&self) {
         self.delete_policy("byok").await;
     }
@@ -256,10 +259,10 @@ impl Role {
         self.cloud.iam("DeleteRolePolicy", &[("RoleName", &self.name), ("PolicyName", policy)]).await;
     }
 
-    /// What AWS's console does to revoke the sessions of a role: whatever was issued until now is denied.
+    /// Revokes the role's sessions as AWS's console does: every session issued until now is denied.
     /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use_revoke-sessions.html>
     async fn revoke_sessions(&self) {
-        // Sessions are dated by the second: those of the present one too.
+        // Sessions are dated to the second, so the bound must include those of the current second.
         let until = SystemClock.now().plus(Duration::from_secs(1)).to_string();
         let older = json!({ "DateLessThan": { "aws:TokenIssueTime": until } });
         let deny = json!({ "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": older });
@@ -269,7 +272,7 @@ impl Role {
         self.cloud.iam("PutRolePolicy", &parameters).await;
     }
 
-    /// Who may take it from now on: our user with this external id, or nobody that we are.
+    /// Lets our user assume the role with this external id, or lets nobody assume it.
     pub(crate) async fn trust(&self, external_id: Option<&str>) {
         let policy = match external_id {
             Some(id) => trust(&self.user, id),
@@ -304,7 +307,8 @@ pub(crate) fn settings(arn: &str, address: &str, credentials: AwsCredentials) ->
     }
 }
 
-/// What wrap and unwrap need, and more. fakecloud asks for `kms:ReEncrypt` on everything, which AWS does not know.
+/// The permissions to wrap and unwrap, and some more. fakecloud asks for `kms:ReEncrypt` on `*`,
+/// which AWS does not know.
 pub(crate) fn permissions(key: &str, more: &[&str]) -> Value {
     let needed =
         ["kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"];
@@ -353,33 +357,35 @@ fn tag(xml: &str, name: &str) -> String {
     rest.split(&close).next().expect("its end").to_owned()
 }
 
-/// How an answer goes wrong on its way.
+/// A fault in an answer.
 #[derive(Clone)]
 pub(crate) enum Fault {
-    /// Somebody on the way answers instead.
+    /// Something between us and AWS answers instead.
     Answer(u16, &'static str),
-    /// The service answers so, in its own shape.
+    /// The service answers with this error, in its own format.
     Error(u16, &'static str),
     /// The connection ends in the middle of the answer's body.
     Truncated,
-    /// The answer comes whole, with bytes changed in its middle.
+    /// The answer is complete, but has changed bytes in its middle.
     Corrupted,
     /// The answer names another key: the replica in another region.
     OtherKey,
-    /// It was made under the key material before the current one: a rotation is not true everywhere at once.
+    /// The answer was made under the key material before the current one: a rotation does not take
+    /// effect everywhere at once.
     Stale,
-    /// It comes late.
+    /// The answer comes late.
     Late(Duration),
 }
 
-/// What [`Front`] saw of a request.
+/// A request that [`Front`] received.
 #[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) operation: String,
     pub(crate) body: Value,
 }
 
-/// In front of a fakecloud: puts key material ids into its answers, as AWS gives them, and faults where it is told to.
+/// A proxy in front of fakecloud that adds key material ids to its answers, as AWS does, and
+/// injects faults.
 pub(crate) struct Front {
     pub(crate) address: String,
     state: Arc<Mutex<State>>,
@@ -388,9 +394,9 @@ pub(crate) struct Front {
 
 #[derive(Default)]
 struct State {
-    /// How often each key was rotated.
+    /// The number of rotations of each key.
     rotations: HashMap<String, usize>,
-    /// Which of its key's materials made a ciphertext.
+    /// The key material that made each ciphertext.
     made_by: HashMap<String, String>,
     calls: Vec<Call>,
     faults: Vec<(String, usize, Fault)>,
@@ -411,23 +417,23 @@ impl Front {
         Self { address, state, server }
     }
 
-    /// The customer rotates the key on demand.
+    /// Rotates the key on demand, as the customer.
     pub(crate) async fn rotate(&self, key: &Key) {
-        key.does("RotateKeyOnDemand").await;
+        key.as_customer("RotateKeyOnDemand").await;
         *self.state.lock().expect("a lock").rotations.entry(key.id().to_owned()).or_default() += 1;
     }
 
-    /// The next so many answers to this operation go wrong so.
+    /// Spoils the next `times` answers to this operation.
     pub(crate) fn fail(&self, operation: &str, times: usize, fault: Fault) {
         self.state.lock().expect("a lock").faults.push((operation.to_owned(), times, fault));
     }
 
-    /// All goes well again.
+    /// Ends all faults.
     pub(crate) fn heal(&self) {
         self.state.lock().expect("a lock").faults.clear();
     }
 
-    /// Gives no key material ids from now on, as fakecloud itself.
+    /// Gives no key material ids from now on, like fakecloud itself.
     pub(crate) fn hide_ids(&self) {
         self.state.lock().expect("a lock").without_ids = true;
     }
@@ -437,7 +443,7 @@ impl Front {
         self.state.lock().expect("a lock").calls.clone()
     }
 
-    /// How many calls there were of an operation.
+    /// The number of calls of an operation so far.
     pub(crate) fn count(&self, operation: &str) -> usize {
         self.calls().iter().filter(|call| call.operation == operation).count()
     }
@@ -449,7 +455,7 @@ impl Drop for Front {
     }
 }
 
-/// The id of a key's material; of 64 hexadecimal digits, as AWS's are.
+/// The id of a key's material: 64 hexadecimal digits, like AWS's.
 pub(crate) fn material(key: &str, number: usize) -> String {
     let hash = byok::crypto::sha256(format!("{key}/{number}").as_bytes());
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -477,9 +483,9 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
     }
     let url = format!("{cloud}{}", parts.uri.path());
     let mut parts = parts;
-    // The one call that is not signed: with strict IAM, fakecloud denies whatever is not.
+    // The only unsigned call: with strict IAM, fakecloud denies every unsigned request.
     if operation == "AssumeRoleWithWebIdentity" {
-        assert!(!parts.headers.contains_key("authorization"), "the token is what shows who we are");
+        assert!(!parts.headers.contains_key("authorization"), "the token identifies us");
         parts.headers.insert("authorization", authorization(REGION, "sts").parse().expect("a header"));
     }
     let sent = client.request(parts.method, url).headers(parts.headers).body(body).send().await;
@@ -531,15 +537,16 @@ fn operation(headers: &HeaderMap, body: &Bytes) -> String {
     target.map(str::to_owned).or_else(form).unwrap_or_default()
 }
 
-/// As KMS (JSON) or STS (XML) says it, with a message that must never be seen again.
+/// An error in the format of KMS (JSON) or STS (XML), with a message that must not appear anywhere.
 fn error(headers: &HeaderMap, status: u16, code: &str) -> Response {
     let message = super::aws::CANARY;
-    let body = match headers.contains_key("x-amz-target") {
-        true => json!({ "__type": code, "message": message }).to_string(),
-        false => format!(
+    let body = if headers.contains_key("x-amz-target") {
+        json!({ "__type": code, "message": message }).to_string()
+    } else {
+        format!(
             "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type><Code>{code}</Code>\
              <Message>{message}</Message></Error><RequestId>r-1</RequestId></ErrorResponse>"
-        ),
+        )
     };
     let mut response = super::stub::answer(status, body);
     response
@@ -548,7 +555,7 @@ fn error(headers: &HeaderMap, status: u16, code: &str) -> Response {
     response
 }
 
-/// What the faulty service says in its messages.
+/// The canary in the faulty service's messages.
 pub(crate) const CANARY: &str = "canary-in-a-message-of-aws";
 
 fn with_ids(state: &mut State, operation: &str, asked: &Value, body: &Bytes) -> Bytes {
@@ -581,7 +588,7 @@ fn with_ids(state: &mut State, operation: &str, asked: &Value, body: &Bytes) -> 
                 entry["KeyMaterialId"] = material(&key, number).into();
                 entry["KeyMaterialState"] =
                     if number == real.len() { "CURRENT" } else { "NON_CURRENT" }.into();
-                // fakecloud's have whole seconds; AWS's are apart.
+                // fakecloud dates to the second, AWS more precisely.
                 if number > 0 {
                     entry["RotationDate"] = (1_700_000_000 + number).into();
                 }
@@ -594,7 +601,7 @@ fn with_ids(state: &mut State, operation: &str, asked: &Value, body: &Bytes) -> 
     answer.to_string().into()
 }
 
-/// Whose key it is, and the role that lets us use it.
+/// The customer who owns a key and the role that lets us use it.
 struct Customer {
     key: Key,
     role: Role,
@@ -602,19 +609,20 @@ struct Customer {
 }
 
 impl Customer {
-    /// What we may do, and `kms:ListKeyRotations`.
+    /// Permits us to use the key, and to call `kms:ListKeyRotations`.
     async fn permit(&self) {
         self.role.permit(&permissions(&self.key.arn, &["kms:ListKeyRotations"])).await;
     }
 
-    /// What AWS lets a customer turn off: all but a version, since the older materials of a rotated key cannot be disabled.
+    /// All that AWS lets a customer turn off: everything but a version, since the older materials
+    /// of a rotated key cannot be disabled.
     fn switches(self: &Arc<Self>) -> Vec<(Switch, Turns)> {
         let turns = |switch| {
             Some(match switch {
                 Switch::Key => Turns::of(
                     self,
-                    |customer| Box::pin(customer.key.does("DisableKey")),
-                    |customer| Box::pin(customer.key.does("EnableKey")),
+                    |customer| Box::pin(customer.key.as_customer("DisableKey")),
+                    |customer| Box::pin(customer.key.as_customer("EnableKey")),
                 ),
                 Switch::Policy => Turns::of(
                     self,
@@ -626,9 +634,9 @@ impl Customer {
                     |customer| Box::pin(customer.key.schedule_deletion()),
                     |Self { key, .. }| {
                         Box::pin(async {
-                            key.does("CancelKeyDeletion").await;
+                            key.as_customer("CancelKeyDeletion").await;
                             // A key whose deletion was cancelled is disabled.
-                            key.does("EnableKey").await;
+                            key.as_customer("EnableKey").await;
                         })
                     },
                 ),
@@ -665,7 +673,7 @@ impl Provided {
         let customer = Arc::new(Customer { key, role, front });
         customer.permit().await;
         let Customer { key, role, front } = &*customer;
-        // Another name of the same server, so that the way to STS is another one.
+        // Another name of the same server, so that STS can be reached separately.
         let sts = cloud.address.replace("127.0.0.1", "localhost");
         let variables = [
             ("BYOK_PROVIDER", "aws-kms"),

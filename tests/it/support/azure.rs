@@ -1,5 +1,5 @@
-//! A customer of Azure's: an Entra tenant, a key vault, a managed HSM and a metadata service of a test's own, in the stand-in
-//! `tests/servers/azure`, with the customer's hand on them.
+//! A customer of Azure's: an Entra tenant, a key vault, a managed HSM and a metadata service for
+//! one test, in the stand-in `tests/servers/azure`, with the customer's control of them.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -22,17 +22,17 @@ use super::provider::{Provided, Switch, Turns};
 /// The data actions that wrap and unwrap under a vault's key.
 pub(crate) const WRAP_AND_UNWRAP: [&str; 2] =
     ["Microsoft.KeyVault/vaults/keys/wrap/action", "Microsoft.KeyVault/vaults/keys/unwrap/action"];
-/// Those for a managed HSM's.
+/// The data actions that wrap and unwrap under a managed HSM's key.
 pub(crate) const HSM_WRAP_AND_UNWRAP: [&str; 2] =
     ["Microsoft.KeyVault/managedHsm/keys/wrap/action", "Microsoft.KeyVault/managedHsm/keys/unwrap/action"];
 
-/// What binds the rows of DEKs: 32 bytes.
+/// The 32 bytes that key the MACs of DEK rows.
 pub(crate) const ROW_MAC_KEY: &str = "cm93IG1hYyBrZXkgb2YgdGhlIGF6dXJlIHRlc3RzLi4=";
 
-/// The secret of our application.
+/// The client secret of our application.
 pub(crate) const SECRET: &str = "canary-client-secret";
 
-/// The process, while any test uses it.
+/// The stand-in's process, which runs while any test uses it.
 struct Server {
     process: Child,
     first: String,
@@ -61,7 +61,7 @@ impl Server {
             .arg(&files.certificate)
             .arg("--key")
             .arg(&files.key)
-            // It ends when this pipe does, however we end.
+            // The process ends when this pipe closes, however ours ends.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -81,8 +81,8 @@ impl Drop for Server {
     }
 }
 
-/// One customer. The key `byok` is in the vault, `aes` and `byok` are in the managed HSM; our application may wrap and
-/// unwrap with these.
+/// One customer. The vault has the key `byok`, the managed HSM has `aes` and `byok`; our
+/// application may wrap and unwrap with all of them.
 pub(crate) struct Azure {
     server: Arc<Server>,
     http: reqwest::Client,
@@ -91,9 +91,9 @@ pub(crate) struct Azure {
     pub(crate) hsm: String,
     pub(crate) authority: String,
     pub(crate) imds: String,
-    /// Our application.
+    /// The client id of our application.
     pub(crate) client_id: String,
-    /// Its object id, by which roles are given.
+    /// The object id of our application, to which roles are assigned.
     pub(crate) oid: String,
 }
 
@@ -128,23 +128,23 @@ impl Azure {
         azure
     }
 
-    /// Does it as the customer, to the vault, to Entra or to what is counted.
+    /// A customer's request to the vault, to Entra, or to the stand-in's counters.
     pub(crate) async fn control(&self, method: Method, path: &str, body: Value) -> Value {
         control(&self.http, &self.vault, method, path, body).await
     }
 
-    /// Does it as the customer, to the managed HSM.
+    /// A customer's request to the managed HSM.
     pub(crate) async fn hsm_control(&self, method: Method, path: &str, body: Value) -> Value {
         control(&self.http, &self.hsm, method, path, body).await
     }
 
-    /// Lets somebody wrap and unwrap in the vault.
+    /// Grants a principal the right to wrap and unwrap in the vault.
     pub(crate) async fn allow(&self, oid: &str, scope: &str) {
         let role = json!({ "oid": oid, "scope": scope, "actions": WRAP_AND_UNWRAP });
         self.control(Method::POST, "roles", role).await;
     }
 
-    /// Takes away all that our application may do in the vault.
+    /// Takes away all of our application's rights in the vault.
     pub(crate) async fn forbid(&self) {
         self.control(Method::DELETE, &format!("roles/{}", self.oid), json!({})).await;
     }
@@ -159,7 +159,7 @@ impl Azure {
         self.control(Method::POST, "vault", change).await;
     }
 
-    /// Changes attributes of a version of `byok`; of the current one where none is named.
+    /// Changes attributes of a version of `byok`; of the current version if none is named.
     pub(crate) async fn attributes(&self, version: Option<&str>, attributes: Value) {
         let body = json!({ "version": version, "attributes": attributes });
         self.control(Method::POST, "keys/byok/attributes", body).await;
@@ -228,7 +228,7 @@ impl Azure {
         Switch::ALL.map(|switch| (switch, turns(switch))).into()
     }
 
-    /// What the next answers are like; see `control.mjs`.
+    /// Injects a fault into the next answers; see `control.mjs`.
     pub(crate) async fn fault(&self, fault: Value) {
         self.control(Method::POST, "faults", fault).await;
     }
@@ -237,7 +237,7 @@ impl Azure {
         self.control(Method::DELETE, "faults", json!({})).await;
     }
 
-    /// How often a service was asked for an operation.
+    /// The number of requests to a service for an operation.
     pub(crate) async fn count(&self, service: &str, operation: &str) -> u64 {
         self.control(Method::GET, "counters", json!({})).await[service][operation].as_u64().unwrap_or(0)
     }
@@ -246,13 +246,14 @@ impl Azure {
         self.control(Method::DELETE, "counters", json!({})).await;
     }
 
-    /// The vault's log so far, a record a line.
+    /// The vault's log so far, one line for each record.
     pub(crate) async fn audit_log(&self) -> Vec<String> {
         let records = self.control(Method::GET, "audit", json!({})).await;
         records.as_array().expect("records").iter().map(Value::to_string).collect()
     }
 
-    /// Has the vault unwrap, as the application that shows this id and our secret, under this id of the request.
+    /// Has the vault unwrap for the application with this client id and our secret, under this
+    /// request id.
     pub(crate) async fn unwrap_as(&self, client_id: &str, id: Option<&str>, version: &str, wrapped: &[u8]) {
         let form = format!(
             "grant_type=client_credentials&client_id={client_id}&client_secret={SECRET}&scope=https://vault.azure.net/.default"
@@ -269,13 +270,14 @@ impl Azure {
         assert_eq!(request.send().await.expect("the vault answers").status(), 200);
     }
 
-    /// Asks for the key without a token, which the vault refuses and logs.
+    /// Asks for the key without a token. The vault refuses that, and logs it.
     pub(crate) async fn unauthenticated_read(&self) {
         let url = format!("{}/keys/byok?api-version=7.6", self.vault);
         assert_eq!(self.http.get(url).send().await.expect("the vault answers").status(), 401);
     }
 
-    /// What the real binary needs in its environment to use the key `byok` in the vault by our application's secret.
+    /// The environment in which the real binary uses the key `byok` in the vault with our
+    /// application's secret.
     pub(crate) fn variables(&self) -> Vec<(String, String)> {
         let key = format!("{}/keys/byok", self.vault);
         let variables = [
@@ -292,24 +294,25 @@ impl Azure {
         variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
     }
 
-    /// The authority whose certificates its services show.
+    /// The file with the authority that signed its services' certificates.
     pub(crate) fn ca_file(&self) -> String {
         self.server.authority.file().display().to_string()
     }
 
-    /// By our application's secret.
+    /// The credential with our application's secret.
     pub(crate) fn secret(&self) -> AzureCredential {
         let secret = SecretSource::Text(SecretText::new(SECRET.to_owned()));
         AzureCredential::ClientSecret { client_id: self.client_id.clone(), secret }
     }
 
-    /// By the metadata service: the system-assigned identity, or a user-assigned one.
+    /// The credential from the metadata service: the system-assigned identity, or a user-assigned
+    /// one.
     pub(crate) fn managed(&self, client_id: Option<&str>) -> AzureCredential {
         let source = AzureIdentitySource::Imds(self.imds.parse().expect("an address"));
         AzureCredential::ManagedIdentity { client_id: client_id.map(str::to_owned), source }
     }
 
-    /// For the key `byok` in the vault.
+    /// Settings for the key `byok` in the vault.
     pub(crate) fn settings(&self, credential: AzureCredential) -> AzureSettings {
         let _ = rustls::crypto::ring::default_provider().install_default();
         AzureSettings {
@@ -330,19 +333,19 @@ impl Azure {
         }
     }
 
-    /// Us, by our application's secret.
+    /// Our client, with our application's secret.
     pub(crate) fn kms(&self) -> AzureKeyVault {
         self.kms_with(|_| ())
     }
 
-    /// Us, with other settings.
+    /// Our client, with changed settings.
     pub(crate) fn kms_with(&self, change: impl FnOnce(&mut AzureSettings)) -> AzureKeyVault {
         let mut settings = self.settings(self.secret());
         change(&mut settings);
         AzureKeyVault::new(settings).expect("the settings are good")
     }
 
-    /// Us, with a key of the managed HSM.
+    /// Our client, with a key of the managed HSM.
     pub(crate) fn hsm_kms(&self, key: &str, algorithm: AzureAlgorithm) -> AzureKeyVault {
         self.kms_with(|settings| {
             settings.key = AzureKey {
@@ -358,7 +361,7 @@ impl Azure {
 }
 
 impl Provided {
-    /// The key `byok` in a vault of the stand-in, by our application's secret.
+    /// The key `byok` in a vault of the stand-in, used with our application's secret.
     pub(crate) async fn azure() -> Self {
         let azure = Arc::new(Azure::start().await);
         let authority = azure.server.authority.file();

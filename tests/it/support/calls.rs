@@ -1,4 +1,4 @@
-//! One call to a provider, for tests of what it comes to.
+//! Single calls to a provider, for tests of their outcome.
 
 use std::time::Duration;
 
@@ -6,35 +6,36 @@ use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid, Wrapped};
 
-/// What a new DEK of the tests' tenant is bound to.
+/// The binding of a new DEK of the tests' tenant.
 pub(crate) fn binding() -> DekBinding {
     DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record }
 }
 
-/// A DEK that was made, wrapped.
+/// A new DEK, wrapped.
 pub(crate) async fn made(kms: &dyn Kms) -> (DekBinding, Wrapped) {
     let binding = binding();
     (binding, kms.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped)
 }
 
-/// The class of the error that a wrap ends with.
+/// The class of the error that a wrap ends with, if it fails.
 pub(crate) async fn wraps(kms: &dyn Kms) -> Option<KmsErrorClass> {
     kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).err().map(|error| error.class)
 }
 
-/// The class of the error that an unwrap ends with.
+/// The class of the error that an unwrap ends with, if it fails.
 pub(crate) async fn unwraps(kms: &dyn Kms, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
     kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
 }
 
-/// The longest use of a credential that was revoked, as the documentation states it.
+/// The longest that a revoked credential may be used, as the documentation states it.
 const BOUND: Duration = Duration::from_secs(15 * 60);
 
-/// Waits until calls are refused because the credential alone was revoked just now, and gives the class of the refusal. The
-/// clock of the provider's timers runs ahead between its requests, which go to the server in real time.
+/// Waits until calls are refused because the credential alone was just revoked, and returns the
+/// class of the refusal. Between requests the clock of the provider's timers runs ahead; the
+/// requests go to the server in real time.
 pub(crate) async fn refused_within_the_bound(kms: &dyn Kms) -> KmsErrorClass {
     let revoked = tokio::time::Instant::now();
-    assert_eq!(wraps(kms).await, None, "what the credential gave before is still good");
+    assert_eq!(wraps(kms).await, None, "what the credential obtained is still accepted");
     while revoked.elapsed() <= BOUND {
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(20)).await;
@@ -45,5 +46,5 @@ pub(crate) async fn refused_within_the_bound(kms: &dyn Kms) -> KmsErrorClass {
             return class;
         }
     }
-    panic!("it is not refused within the bound");
+    panic!("the credential is not refused within the bound");
 }

@@ -1,5 +1,5 @@
-//! Google Cloud KMS as a customer runs it: the stand-in of `tests/servers/gcp`, one for each test, with a key, a service
-//! account that may use it, and the customer's hand on both.
+//! Google Cloud KMS as a customer sets it up: the stand-in of `tests/servers/gcp`, one for each
+//! test, with a key, a service account that may use it, and the customer's control of both.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -16,11 +16,11 @@ pub(crate) const RING: &str = "projects/p/locations/global/keyRings/r";
 pub(crate) const KEY: &str = "projects/p/locations/global/keyRings/r/cryptoKeys/byok";
 pub(crate) const ACCOUNT: &str = "byok@p.iam.gserviceaccount.com";
 pub(crate) const ROLE: &str = "roles/cloudkms.cryptoKeyEncrypterDecrypter";
-/// The key of every account here; making one would take longer than most tests.
+/// The key of every service account here, since generating one would take longer than most tests.
 const PRIVATE_KEY: &str = include_str!("../../../src/auth/jwt/testdata/rsa2048.private.pem");
 const PUBLIC_KEY: &str = include_str!("../../../src/auth/jwt/testdata/rsa2048.public.pem");
 
-/// A stand-in; ends with its value.
+/// A running stand-in, which stops when it is dropped.
 pub(crate) struct Google {
     pub(crate) address: String,
     http: reqwest::Client,
@@ -28,7 +28,7 @@ pub(crate) struct Google {
 }
 
 impl Google {
-    /// With the key [`KEY`] and [`ACCOUNT`], which may use it and nothing else.
+    /// Starts one with the key [`KEY`] and [`ACCOUNT`], which may use that key and nothing else.
     pub(crate) async fn start() -> Self {
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/gcp/kms.mjs");
         let mut process = Command::new("node")
@@ -41,20 +41,20 @@ impl Google {
         let output = process.stdout.take().expect("it is piped");
         BufReader::new(output).read_line(&mut address).expect("its address");
         let google = Self { address: address.trim().to_owned(), http: super::http(), process };
-        google.does(Method::POST, "projects/p/locations/global/keyRings?keyRingId=r", json!({})).await;
+        google.as_customer(Method::POST, "projects/p/locations/global/keyRings?keyRingId=r", json!({})).await;
         google.make_key("byok").await;
         google.account(ACCOUNT).await;
         google.bind(KEY, &[(ROLE, ACCOUNT)]).await;
         google
     }
 
-    /// What only Google could do; see the head of `kms.mjs`.
+    /// A request for what only Google could do; see the head of `kms.mjs`.
     pub(crate) async fn control(&self, what: &str, body: Value) -> Value {
         self.send(Method::POST, &format!("control/{what}"), body).await.1
     }
 
-    /// Does it as the customer.
-    pub(crate) async fn does(&self, method: Method, path: &str, body: Value) -> Value {
+    /// The answer to a request of the customer's, which must succeed.
+    pub(crate) async fn as_customer(&self, method: Method, path: &str, body: Value) -> Value {
         let (status, answer) = self.send(method, &format!("control/v1/{path}"), body).await;
         assert!(status == 200, "{path}: {status} {answer}");
         answer
@@ -66,17 +66,17 @@ impl Google {
         (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
-    /// A key in [`RING`].
+    /// Makes a key in [`RING`].
     pub(crate) async fn make_key(&self, name: &str) {
         let path = format!("{RING}/cryptoKeys?cryptoKeyId={name}");
-        self.does(Method::POST, &path, json!({ "purpose": "ENCRYPT_DECRYPT" })).await;
+        self.as_customer(Method::POST, &path, json!({ "purpose": "ENCRYPT_DECRYPT" })).await;
     }
 
-    /// A new version of [`KEY`], which encrypts from now on.
+    /// Makes a new version of [`KEY`], which encrypts from now on.
     pub(crate) async fn rotate(&self) {
-        let made = self.does(Method::POST, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
+        let made = self.as_customer(Method::POST, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
         let number = made["name"].as_str().and_then(|name| name.rsplit_once('/')).expect("a name").1;
-        self.does(
+        self.as_customer(
             Method::POST,
             &format!("{KEY}:updatePrimaryVersion"),
             json!({ "cryptoKeyVersionId": number }),
@@ -86,8 +86,12 @@ impl Google {
 
     /// Puts a version of [`KEY`] into this state.
     pub(crate) async fn state(&self, version: usize, state: &str) {
-        self.does(Method::PATCH, &format!("{KEY}/cryptoKeyVersions/{version}"), json!({ "state": state }))
-            .await;
+        self.as_customer(
+            Method::PATCH,
+            &format!("{KEY}/cryptoKeyVersions/{version}"),
+            json!({ "state": state }),
+        )
+        .await;
     }
 
     /// Puts every version of [`KEY`] into this state.
@@ -97,13 +101,13 @@ impl Google {
         }
     }
 
-    /// How many versions [`KEY`] has; the last one is its primary.
+    /// The number of versions of [`KEY`], of which the last is the primary one.
     async fn versions(&self) -> usize {
-        let all = self.does(Method::GET, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
+        let all = self.as_customer(Method::GET, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
         all["cryptoKeyVersions"].as_array().expect("a list").len()
     }
 
-    /// Puts all versions of [`KEY`] but the primary one into this state.
+    /// Puts all versions of [`KEY`] except the primary one into this state.
     async fn older_states(&self, state: &str) {
         if self.versions().await < 2 {
             self.rotate().await;
@@ -113,11 +117,11 @@ impl Google {
         }
     }
 
-    /// Does this (`destroy`, `restore`) to every version of [`KEY`].
-    async fn each_version(&self, does: &str) {
+    /// Applies this action (`destroy`, `restore`) to every version of [`KEY`].
+    async fn each_version(&self, action: &str) {
         for version in 1..=self.versions().await {
-            let path = format!("{KEY}/cryptoKeyVersions/{version}:{does}");
-            self.does(Method::POST, &path, json!({})).await;
+            let path = format!("{KEY}/cryptoKeyVersions/{version}:{action}");
+            self.as_customer(Method::POST, &path, json!({})).await;
         }
     }
 
@@ -144,7 +148,7 @@ impl Google {
                 |google| {
                     Box::pin(async {
                         google.each_version("restore").await;
-                        // A version that was restored is disabled.
+                        // A restored version is disabled.
                         google.all_states("ENABLED").await;
                     })
                 },
@@ -163,17 +167,17 @@ impl Google {
         Switch::ALL.map(|switch| (switch, turns(switch))).into()
     }
 
-    /// These roles to these accounts, instead of those before.
+    /// Replaces the bindings of a resource with these: role and account.
     pub(crate) async fn bind(&self, resource: &str, bindings: &[(&str, &str)]) {
         let bindings: Vec<_> = bindings
             .iter()
             .map(|(role, account)| json!({ "role": role, "members": [format!("serviceAccount:{account}")] }))
             .collect();
         let policy = json!({ "policy": { "bindings": bindings } });
-        self.does(Method::POST, &format!("{resource}:setIamPolicy"), policy).await;
+        self.as_customer(Method::POST, &format!("{resource}:setIamPolicy"), policy).await;
     }
 
-    /// Registers a service account; the JSON of its key file.
+    /// Registers a service account and returns the JSON of its key file.
     pub(crate) async fn account(&self, email: &str) -> Value {
         let registered = json!({ "email": email, "public_key": PUBLIC_KEY, "kid": "k1" });
         let mut file = self.control("account", registered).await;
@@ -181,19 +185,19 @@ impl Google {
         file
     }
 
-    /// The next calls of `method` go wrong as `how` says; once, unless it says how often.
+    /// Makes the next calls of `method` fail as `how` says: one call, unless `how` says how many.
     pub(crate) async fn fault(&self, method: &str, how: Value) {
         let mut fault = json!({ "on": method });
         fault.as_object_mut().expect("an object").extend(how.as_object().expect("an object").clone());
         self.control("fault", fault).await;
     }
 
-    /// How often `method` was called.
+    /// The number of calls of `method`.
     pub(crate) async fn count(&self, method: &str) -> u64 {
         self.control("counters", json!({})).await[method].as_u64().unwrap_or(0)
     }
 
-    /// What the environment holds: our account's key file, with these variables besides.
+    /// An environment with our account's key file and these variables.
     pub(crate) async fn environment(&self, variables: &[(&str, &str)]) -> Env {
         let file = self.account(ACCOUNT).await.to_string();
         let env = Env::from_pairs([
@@ -206,7 +210,7 @@ impl Google {
         variables.iter().fold(env, |env, (name, value)| env.with(name, value))
     }
 
-    /// Settings as that environment gives them.
+    /// The settings in that environment.
     pub(crate) async fn settings(&self, variables: &[(&str, &str)]) -> GcpSettings {
         let env = self.environment(variables).await;
         let mut reader = Reader::new(&env);
@@ -216,7 +220,7 @@ impl Google {
         }
     }
 
-    /// Us, with these variables besides.
+    /// Our client, with these variables added.
     pub(crate) async fn kms(&self, variables: &[(&str, &str)]) -> GcpKms {
         GcpKms::new(self.settings(variables).await).expect("the settings are good")
     }

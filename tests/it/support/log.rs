@@ -1,11 +1,11 @@
-//! Everything that is logged on this thread, at the finest level and of every target.
+//! Everything that is logged on this thread, at every level and for every target.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use tracing::subscriber::DefaultGuard;
 
-/// Collects for as long as it lives.
+/// A capture of log lines, which ends when it is dropped.
 pub(crate) struct Log {
     lines: Lines,
     _guard: DefaultGuard,
@@ -16,7 +16,7 @@ pub(crate) struct Log {
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Begins; for tests on one thread, as `#[tokio::test]` makes them.
+    /// Starts to capture. For tests on one thread, such as those of `#[tokio::test]`.
     pub(crate) fn capture() -> Self {
         let lines = Lines::default();
         let writer = lines.clone();
@@ -25,18 +25,20 @@ impl Log {
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();
-        // With a single subscriber, tracing asks the thread that first reaches a log statement whether anyone listens, and
-        // another test's thread says no for all. With two it asks the subscribers.
+        // With a single subscriber, tracing asks the thread that first reaches a log statement
+        // whether anyone listens, and another test's thread would answer no for all. With two, it
+        // asks the subscribers.
         let second = tracing::Dispatch::new(tracing_subscriber::registry());
         Self { lines, _guard: tracing::subscriber::set_default(subscriber), _second: second }
     }
 
-    /// What was logged so far.
+    /// The text logged so far.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.lines.0.lock().expect("a lock")).into_owned()
     }
 
-    /// What was logged so far by us, and not by a library: what a server would write.
+    /// The text logged so far by our crate and not by a library, which is what a server would
+    /// write.
     pub(crate) fn ours(&self) -> String {
         self.text().lines().filter(|line| line.contains(" byok::")).collect::<Vec<_>>().join("\n")
     }

@@ -1,23 +1,23 @@
-//! What lies in the memory of a process. Ours cannot be traced by its own user, so this needs root.
+//! Searches in the memory of a process. Ours cannot be traced by its own user, so they need root.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 const PAGE: u64 = 4_096;
 
-/// One place where something was found.
+/// An occurrence of a byte string.
 #[derive(Debug)]
-pub(crate) struct Place {
-    /// Which of what was looked for.
+pub(crate) struct Occurrence {
+    /// The index of the string among those searched for.
     pub(crate) which: usize,
     /// The line of `/proc/PID/maps`.
     pub(crate) mapping: String,
-    /// What stands there before it and after it, readable.
+    /// The readable bytes before and after it.
     pub(crate) around: String,
 }
 
-/// Looks for byte strings of four bytes or more in everything that the process can read.
-pub(crate) fn search(pid: u32, wanted: &[Vec<u8>]) -> Vec<Place> {
+/// Searches everything that the process can read for byte strings of four bytes or more.
+pub(crate) fn search(pid: u32, wanted: &[Vec<u8>]) -> Vec<Occurrence> {
     assert!(rustix::process::geteuid().is_root(), "another process's memory is read as root only");
     let memory = File::open(format!("/proc/{pid}/mem")).expect("its memory can be opened");
     let pages = File::open(format!("/proc/{pid}/pagemap")).expect("its pages");
@@ -35,15 +35,15 @@ pub(crate) fn search(pid: u32, wanted: &[Vec<u8>]) -> Vec<Place> {
         for (from, to) in backed(&pages, from, to) {
             let mut bytes = vec![0; usize::try_from(to - from).expect("it fits")];
             if memory.read_exact_at(&mut bytes, from).is_ok() {
-                places(line, &bytes, wanted, &mut found);
+                find_in(line, &bytes, wanted, &mut found);
             }
         }
     }
     found
 }
 
-/// The runs of pages of a range that are in memory or swapped out: what was reserved and never used holds nothing, and is
-/// most of it. See proc_pid_pagemap(5).
+/// The runs of pages in a range that are in memory or swapped out. Most of a range is reserved and
+/// was never used, and so holds nothing. See proc_pid_pagemap(5).
 fn backed(pages: &File, from: u64, to: u64) -> Vec<(u64, u64)> {
     let mut entries = vec![0; usize::try_from((to - from) / PAGE * 8).expect("it fits")];
     if pages.read_exact_at(&mut entries, from / PAGE * 8).is_err() {
@@ -51,7 +51,7 @@ fn backed(pages: &File, from: u64, to: u64) -> Vec<(u64, u64)> {
     }
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for (entry, at) in entries.chunks_exact(8).zip((from..to).step_by(PAGE as usize)) {
-        // The highest byte: present, or swapped.
+        // Bits of the highest byte: present, swapped.
         if entry[7] & 0xc0 != 0 {
             match runs.last_mut().filter(|(_, end)| *end == at) {
                 Some((_, end)) => *end = at + PAGE,
@@ -62,8 +62,8 @@ fn backed(pages: &File, from: u64, to: u64) -> Vec<(u64, u64)> {
     runs
 }
 
-fn places(mapping: &str, bytes: &[u8], wanted: &[Vec<u8>], found: &mut Vec<Place>) {
-    // By the first four bytes, so that many are looked for in one pass.
+fn find_in(mapping: &str, bytes: &[u8], wanted: &[Vec<u8>], found: &mut Vec<Occurrence>) {
+    // Compares the first four bytes, so that one pass looks for many strings.
     let head = |bytes: &[u8]| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let mut heads: Vec<(u32, usize)> =
         wanted.iter().enumerate().map(|(which, wanted)| (head(wanted), which)).collect();
@@ -80,7 +80,7 @@ fn places(mapping: &str, bytes: &[u8], wanted: &[Vec<u8>], found: &mut Vec<Place
             if bytes[at..].starts_with(&wanted[*which]) {
                 let (from, to) = (at.saturating_sub(96), bytes.len().min(at + wanted[*which].len() + 96));
                 let around = String::from_utf8_lossy(&bytes[from..to]).escape_debug().to_string();
-                found.push(Place { which: *which, mapping: mapping.to_owned(), around });
+                found.push(Occurrence { which: *which, mapping: mapping.to_owned(), around });
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What the tests stand on: real servers, never a stand-in.
+//! The servers, clients and providers that the tests share: real servers, and stand-ins only for
+//! clouds.
 
 pub(crate) mod aws;
 pub(crate) mod azure;
@@ -34,13 +35,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-/// An HTTP client, over the TLS provider that the first one installs.
+/// An HTTP client, with the TLS provider that the first call installs.
 pub(crate) fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }
 
-/// A variable that `scripts/servers start` sets. A test that lacks it fails: nothing is skipped.
+/// A variable that `scripts/servers start` sets. A test without it fails: nothing is skipped.
 pub(crate) fn needed(name: &str) -> String {
     let _ = rustls::crypto::ring::default_provider().install_default();
     #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
@@ -49,7 +50,7 @@ pub(crate) fn needed(name: &str) -> String {
     })
 }
 
-/// What `byok policy PROVIDER` prints with these variables and no others.
+/// The output of `byok policy PROVIDER` with only these variables.
 pub(crate) fn printed_policy(provider: &str, variables: &[(&str, &str)]) -> String {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_byok"))
         .args(["policy", provider])
@@ -61,7 +62,7 @@ pub(crate) fn printed_policy(provider: &str, variables: &[(&str, &str)]) -> Stri
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// What `byok doctor` says with these variables, a database of its own and no others: standard output.
+/// The standard output of `byok doctor` with only these variables and a new database.
 pub(crate) async fn doctor(variables: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"))

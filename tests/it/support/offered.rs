@@ -1,5 +1,6 @@
-//! Offers a server calls on a schedule, whether it answers or not: what a crowd does, which a client that waits for its
-//! answers never does. Bare sockets and one request made before, so that the generator costs little of the machine.
+//! Calls to a server at a fixed rate, whether it answers or not. That is how a crowd behaves,
+//! unlike a client that waits for its answers. Plain sockets and one prepared request keep the
+//! generator's own cost low.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,23 +10,24 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// The server closes a connection on which nothing is asked for ten seconds.
+/// The longest reuse of an idle connection: the server closes one after ten seconds without a
+/// request.
 const IDLE: Duration = Duration::from_secs(4);
-/// An answer that takes so long is a hang.
+/// The time after which an answer counts as a hang.
 const HANG: Duration = Duration::from_secs(60);
 
-/// One request, and the connections that it is sent over again and again.
+/// One request, and the connections over which it is sent again and again.
 pub(crate) struct Offered {
     address: String,
     request: Vec<u8>,
     idle: Mutex<Vec<(Instant, TcpStream)>>,
-    /// What came back, and how often: `200`, `503`, or what was wrong.
+    /// The number of answers of each kind: `200`, `503`, or a description of the failure.
     pub(crate) answers: Mutex<BTreeMap<String, usize>>,
     waiting: AtomicUsize,
 }
 
 impl Offered {
-    /// `POST` of this JSON.
+    /// A `POST` of this JSON.
     pub(crate) fn post(base: &str, path: &str, token: &str, body: &str) -> Arc<Self> {
         let address = base.strip_prefix("http://").expect("plain HTTP").to_owned();
         let length = body.len();
@@ -36,7 +38,8 @@ impl Offered {
         Arc::new(Self { address, request: request.into_bytes(), idle, answers, waiting })
     }
 
-    /// So many callers, each of which waits for its answer, for so long; gives the calls answered 200 in a second.
+    /// Runs this many callers, each waiting for its answer, for this long. Returns the calls
+    /// answered with 200 in a second.
     pub(crate) async fn in_turn(self: &Arc<Self>, callers: usize, time: Duration) -> f64 {
         let (began, before) = (Instant::now(), self.answered("200"));
         let one = |offered: Arc<Self>| async move {
@@ -48,12 +51,14 @@ impl Offered {
         (self.answered("200") - before) as f64 / began.elapsed().as_secs_f64()
     }
 
-    /// So many calls a second for so long, whatever becomes of them. Returns without waiting for the last answers.
+    /// Sends this many calls a second for this long, whatever their outcome. Returns without
+    /// waiting for the last answers.
     pub(crate) async fn at_rate(self: &Arc<Self>, per_second: f64, time: Duration) {
         let began = Instant::now();
         let mut sent = 0.0;
         while began.elapsed() < time {
-            // What was due since the last tick comes now: a generator that got no core catches up.
+            // Sends everything that was due since the last tick, so that a generator that got no
+            // core catches up.
             while sent < began.elapsed().as_secs_f64() * per_second {
                 tokio::spawn(self.clone().call());
                 sent += 1.0;
@@ -62,14 +67,14 @@ impl Offered {
         }
     }
 
-    /// Waits until everything that was sent has come to its end.
+    /// Waits until every call has ended.
     pub(crate) async fn quiet(&self) {
         while self.waiting.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// How often this came back.
+    /// The number of answers of this kind.
     pub(crate) fn answered(&self, what: &str) -> usize {
         self.answers.lock().expect("a lock").get(what).copied().unwrap_or_default()
     }
@@ -98,7 +103,7 @@ impl Offered {
             }
             whole = whole.or_else(|| {
                 let head = answer.windows(4).position(|end| end == b"\r\n\r\n")?;
-                let length = header(&answer[..head], "content-length").expect("every answer says its length");
+                let length = header(&answer[..head], "content-length").expect("every answer has a length");
                 Some(head + 4 + length.parse::<usize>().expect("a number"))
             });
         }
@@ -128,9 +133,9 @@ fn header(answer: &[u8], name: &str) -> Option<String> {
     head.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned()))
 }
 
-/// What the kernel says of a process, in KiB: `VmRSS`, `VmHWM` …
+/// A figure of the kernel's about a process, in KiB: `VmRSS`, `VmHWM` …
 pub(crate) fn memory(pid: u32, what: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with(what)).expect("the kernel says so");
+    let line = status.lines().find(|line| line.starts_with(what)).expect("the kernel reports it");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }

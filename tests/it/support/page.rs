@@ -1,8 +1,9 @@
-//! The blocks of a documentation page, run as a reader would: one bash for the whole page, each block pasted into it, and what
-//! the page says that a command prints held against what it printed.
+//! The blocks of a documentation page, run as a reader would run them: one bash for the whole page,
+//! with each block pasted into it. The output is compared with the output that the page shows.
 //!
-//! `sh` blocks must succeed. Of `console` blocks each line after `$ ` is run, and the lines below it are compared: `…` stands for
-//! anything, a line of it alone for any lines, and a number for any number. A block marked `not-run` is not run.
+//! `sh` blocks must succeed. In `console` blocks each line after `$ ` is run, and the lines below
+//! it are the expected output: `…` matches anything, a line that is only `…` matches any lines, and
+//! a number matches any number. A block marked `not-run` is not run.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,10 +12,11 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// What bash says when a block is done; no command of a page prints it.
+/// The line that bash prints when a block is done; no command of a page prints it.
 const DONE: &str = "@@ done ";
 
-/// A page, and the bash that its blocks are pasted into. Ends with what was started there.
+/// A page, and the bash that its blocks are pasted into. Dropping it ends whatever was started
+/// there.
 pub(crate) struct Page {
     name: String,
     blocks: Vec<Block>,
@@ -31,8 +33,8 @@ struct Block {
 }
 
 impl Page {
-    /// A page of `docs/`. Its first block exports the words that are the reader's own; they get these values. `tools` are folders
-    /// for the front of `PATH`, where `byok` already is.
+    /// Opens a page of `docs/`. Its first block exports the variables that each reader sets; they
+    /// get these values. `tools` are folders for the front of `PATH`, which already has `byok`.
     pub(crate) fn open(name: &str, own: &[(&str, &str)], tools: &[&Path]) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -83,41 +85,42 @@ impl Page {
     }
 
     fn run_block(&mut self, block: &Block) {
-        let place = format!("{}, {}", self.name, block.heading);
+        let location = format!("{}, {}", self.name, block.heading);
         if block.kind == "sh" {
             let (printed, code) = self.paste(&block.lines.join("\n"));
             assert_eq!(
                 code,
                 Some(0),
-                "{place}: a command failed, the last of which these are what it printed:\n{printed}"
+                "{location}: a command failed, the last of which these are what it printed:\n{printed}"
             );
             return;
         }
         let mut lines = block.lines.iter().map(String::as_str).peekable();
         while let Some(line) = lines.next() {
             let first = line.strip_prefix("$ ");
-            let mut command = first.unwrap_or_else(|| panic!("{place}: no command: {line}")).to_owned();
+            let mut command = first.unwrap_or_else(|| panic!("{location}: no command: {line}")).to_owned();
             while command.ends_with('\\') {
                 command = format!("{command}\n{}", lines.next().unwrap_or_default());
             }
-            let mut shown = Vec::new();
+            let mut expected = Vec::new();
             while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
-                shown.push(line);
+                expected.push(line);
             }
             let (printed, code) = self.paste(&command);
-            assert!(code.is_some(), "{place}:\n$ {command}\nended bash, or did not end:\n{printed}");
+            assert!(code.is_some(), "{location}:\n$ {command}\nended bash, or did not end:\n{printed}");
             let lines: Vec<&str> = printed.lines().collect();
             assert!(
-                fits(&shown, &lines),
-                "{place}:\n$ {command}\nis said to print\n{}\nand prints\n{printed}",
-                shown.join("\n")
+                fits(&expected, &lines),
+                "{location}:\n$ {command}\nis said to print\n{}\nand prints\n{printed}",
+                expected.join("\n")
             );
         }
     }
 
-    /// What the commands print, and their exit code; no code where one of an `sh` block failed, which ends bash.
+    /// The output of the commands and their exit code; no code if a command of an `sh` block
+    /// failed, which ends bash.
     pub(crate) fn paste(&mut self, commands: &str) -> (String, Option<i32>) {
-        // In braces, so that no command takes what is pasted after it for its standard input.
+        // The braces keep a command from reading what is pasted after it as its standard input.
         let pasted = format!("{{\n{commands}\n}} < /dev/null\necho; echo \"{DONE}$?\"\n");
         self.input.write_all(pasted.as_bytes()).expect("bash reads");
         let mut printed = String::new();
@@ -160,19 +163,19 @@ fn blocks(text: &str) -> Vec<Block> {
     blocks
 }
 
-/// Whether these lines were printed, as a page shows them.
-fn fits(shown: &[&str], printed: &[&str]) -> bool {
-    match (shown, printed) {
+/// Whether these lines match the ones that a page shows.
+fn fits(expected: &[&str], printed: &[&str]) -> bool {
+    match (expected, printed) {
         ([], printed) => printed.iter().all(|line| line.is_empty()),
         (["…", rest @ ..], _) => (0..=printed.len()).any(|skipped| fits(rest, &printed[skipped..])),
-        ([line, shown @ ..], [real, printed @ ..]) => line_fits(line, real) && fits(shown, printed),
+        ([line, expected @ ..], [real, printed @ ..]) => line_fits(line, real) && fits(expected, printed),
         (_, []) => false,
     }
 }
 
-fn line_fits(shown: &str, printed: &str) -> bool {
-    let (shown, printed) = (without_numbers(shown), without_numbers(printed));
-    let mut pieces = shown.split('…');
+fn line_fits(expected: &str, printed: &str) -> bool {
+    let (expected, printed) = (without_numbers(expected), without_numbers(printed));
+    let mut pieces = expected.split('…');
     let Some(mut rest) = printed.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
     let pieces: Vec<&str> = pieces.collect();
     let Some((last, between)) = pieces.split_last() else { return rest.is_empty() };
@@ -183,7 +186,7 @@ fn line_fits(shown: &str, printed: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// The text with `0` for each number.
+/// The text with every number replaced by `0`.
 fn without_numbers(text: &str) -> String {
     let mut kept = String::new();
     for char in text.trim_end().chars() {

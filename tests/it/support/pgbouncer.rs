@@ -9,21 +9,21 @@ use tempfile::TempDir;
 
 use super::needed;
 
-/// Ends with its value.
+/// A running PgBouncer, which stops when it is dropped.
 pub(crate) struct PgBouncer {
     process: Child,
-    /// As the one it was given, by way of it.
+    /// The database's URL by way of PgBouncer.
     pub(crate) url: String,
     _folder: TempDir,
 }
 
 impl PgBouncer {
-    /// Before the database of this URL.
+    /// Starts one in front of the database of this URL.
     pub(crate) async fn before(database_url: &str) -> Self {
         Self::with("", database_url).await
     }
 
-    /// One that takes a connection's settings and says nothing, as many are set up.
+    /// Starts one that silently ignores a connection's settings, which is a common setup.
     pub(crate) async fn ignoring_settings(database_url: &str) -> Self {
         Self::with("ignore_startup_parameters = extra_float_digits, options\n", database_url).await
     }
@@ -43,7 +43,7 @@ impl PgBouncer {
             "[databases]\n{name} = host={host} port={server_port} dbname={name}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\nunix_socket_dir =\n{more}"
         );
-        // With `auth_type = any` the server's user has to be named.
+        // With `auth_type = any` the server's user must be named.
         let configuration =
             configuration.replace(&format!("dbname={name}\n"), &format!("dbname={name} user=postgres\n"));
         let path = folder.path().join("pgbouncer.ini");
@@ -60,7 +60,7 @@ impl PgBouncer {
     }
 }
 
-/// It refuses to run as root.
+/// Starts the process as another user than root, as which it refuses to run.
 fn start(binary: &str, configuration: &Path) -> Child {
     let mut command = Command::new(binary);
     if rustix::process::geteuid().is_root() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
-/// A certificate authority with its files in a folder that ends with it.
+/// A certificate authority. Its files are in a folder that is removed when it is dropped.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
@@ -27,7 +27,7 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    /// Its own certificate.
+    /// The file with its own certificate.
     pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
@@ -57,7 +57,7 @@ impl Authority {
     }
 }
 
-/// A client that trusts only this certificate, and shows that one.
+/// A client that trusts only this certificate, and presents the other one if there is one.
 pub(crate) fn client(trusted: &Path, shown: Option<&Files>) -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let read = |path: &Path| std::fs::read(path).expect("the file is there");

@@ -1,5 +1,5 @@
-//! PostgreSQL for tests: a database of its own for each, on the shared server; or a server of its own, to be stopped and
-//! started.
+//! PostgreSQL for tests: a new database on the shared server, or a server for one test, which can
+//! stop and start it.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -15,14 +15,14 @@ use uuid::Uuid;
 
 /// A database that is dropped when the test ends.
 pub(crate) struct TestDatabase {
-    /// Of its owner, a superuser.
+    /// The URL of its owner, a superuser.
     pub(crate) url: String,
     server: String,
     name: String,
     roles: Vec<String>,
 }
 
-/// The variable's value; without it the test fails, it is never skipped.
+/// The value of a variable. A test without it fails: nothing is skipped.
 pub(crate) fn variable(name: &str) -> String {
     let env = Env::of_process();
     let value = env.get(name).map(str::to_owned);
@@ -39,7 +39,7 @@ pub(crate) async fn empty() -> TestDatabase {
     TestDatabase { url: on_database(&server, &name), server, name, roles: Vec::new() }
 }
 
-/// How many migrations there are.
+/// The number of migrations.
 pub(crate) const LEVEL: u32 = 15;
 
 /// A database with our tables, and the store on it.
@@ -55,7 +55,7 @@ pub(crate) fn connect(url: &str) -> Postgres {
     Postgres::connect_lazy(&settings(url, None, false)).expect("the URL is sound")
 }
 
-/// Settings as `config` reads them.
+/// Settings like those that `config` reads.
 pub(crate) fn settings(url: &str, migration_url: Option<&str>, pgbouncer: bool) -> config::Postgres {
     config::Postgres {
         url: SecretText::new(url.to_owned()),
@@ -70,7 +70,7 @@ pub(crate) async fn execute(url: &str, sql: &str) {
     try_execute(url, sql).await.unwrap_or_else(|code| panic!("{sql}: {code}"));
 }
 
-/// Runs statements; the SQLSTATE of a refusal.
+/// Runs statements and returns the number of changed rows, or the SQLSTATE of the refusal.
 pub(crate) async fn try_execute(url: &str, sql: &str) -> Result<u64, String> {
     let mut connection = PgConnection::connect(url).await.expect("the server answers");
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
@@ -81,7 +81,7 @@ pub(crate) async fn try_execute(url: &str, sql: &str) -> Result<u64, String> {
     })
 }
 
-/// The one number that a query returns.
+/// The number that a query returns.
 pub(crate) async fn number(url: &str, sql: &str) -> i64 {
     let mut connection = PgConnection::connect(url).await.expect("the server answers");
     let number = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await;
@@ -102,7 +102,7 @@ pub(crate) fn as_user(url: &str, user: &str) -> String {
 }
 
 impl TestDatabase {
-    /// A role that can log in and nothing else; its URL.
+    /// Creates a role that can log in and has no other right. Returns its URL.
     pub(crate) async fn role(&mut self) -> String {
         let role = format!("byok_role_{}", Uuid::new_v4().simple());
         execute(&self.server, &format!("CREATE ROLE {role} LOGIN")).await;
@@ -110,7 +110,7 @@ impl TestDatabase {
         as_user(&self.url, &role)
     }
 
-    /// Makes the role behind that URL the owner of the database.
+    /// Makes the role of that URL the owner of the database.
     pub(crate) async fn give_to(&self, role_url: &str) {
         let role = role_url.split_once("://").and_then(|(_, rest)| rest.split_once('@')).expect("a URL").0;
         execute(&self.server, &format!("ALTER DATABASE {} OWNER TO {role}", self.name)).await;
@@ -135,15 +135,15 @@ impl Drop for TestDatabase {
     }
 }
 
-/// A server of this test's own.
+/// A server for one test.
 pub(crate) struct Server {
     folder: PathBuf,
-    /// Of the database `postgres`.
+    /// The URL of the database `postgres`.
     pub(crate) url: String,
 }
 
 impl Server {
-    /// Starts one, with an empty database.
+    /// Starts a server with an empty database.
     pub(crate) fn start() -> Self {
         let folder = std::env::temp_dir().join(format!("byok-postgres-{}", Uuid::new_v4().simple()));
         let mut server = Self { folder, url: String::new() };
@@ -152,7 +152,7 @@ impl Server {
         server
     }
 
-    /// A hot standby of it, that follows its WAL.
+    /// Starts a hot standby that follows this server's WAL.
     pub(crate) fn standby(&self) -> Self {
         let folder = std::env::temp_dir().join(format!("byok-postgres-{}", Uuid::new_v4().simple()));
         let mut standby = Self { folder, url: String::new() };
@@ -184,17 +184,18 @@ impl Server {
         self.folder.join("postgres/data")
     }
 
-    /// Starts it after [`Self::kill`], with the same data on the same port.
+    /// Starts the server again after [`Self::kill`], with the same data on the same port.
     pub(crate) fn start_again(&mut self) {
         self.script("start-postgres");
     }
 
-    /// Ends it as a crash would: no connection is told.
+    /// Ends the server like a crash, without closing connections properly.
     pub(crate) fn kill(&self) {
         let pids = std::fs::read_to_string(self.folder.join("pids")).expect("scripts/servers wrote it");
         let line = pids.lines().find(|line| line.starts_with("postgres ")).expect("postgres was started");
         let pid = line.split(' ').nth(1).expect("a pid");
-        // QUIT: at once, without flushing what is not committed. KILL would leave its children to end by themselves.
+        // QUIT ends it at once, without a checkpoint. KILL would leave its children to end by
+        // themselves.
         assert!(Command::new("kill").args(["-QUIT", pid]).status().expect("kill runs").success());
         let proc = PathBuf::from(format!("/proc/{pid}/stat"));
         for _ in 0..500 {
@@ -208,7 +209,7 @@ impl Server {
         panic!("postgres {pid} did not end");
     }
 
-    /// Turns TLS on, with a certificate for `127.0.0.1` whose own authority is returned as a file.
+    /// Turns TLS on, with a certificate for `127.0.0.1`. Returns the file with its authority.
     pub(crate) async fn with_tls(&self) -> PathBuf {
         let key = rcgen::KeyPair::generate().expect("a key");
         let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");

@@ -1,4 +1,4 @@
-//! Servers of a test's own, which it may stop, seal or kill.
+//! Servers for one test, which may stop, seal or kill them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,43 +10,43 @@ use tokio::process::Command;
 
 use super::shared_vault::VaultKey;
 
-/// One server in a folder of its own, kept by `scripts/servers`. Ends with its value.
+/// One server in its own folder, run by `scripts/servers`. It stops when it is dropped.
 pub(crate) struct Private {
     folder: PathBuf,
     kind: &'static str,
 }
 
 impl Private {
-    /// A PostgreSQL of its own.
+    /// Starts a PostgreSQL.
     pub(crate) async fn postgres() -> Self {
         Self::start("postgres").await
     }
 
-    /// A Vault of its own.
+    /// Starts a Vault.
     pub(crate) async fn vault() -> Self {
         Self::start("vault").await
     }
 
     async fn start(kind: &'static str) -> Self {
-        // Below /tmp by name: PostgreSQL's system user must reach it, whatever TMPDIR says.
+        // Always below /tmp, whatever TMPDIR says, so that PostgreSQL's system user can reach it.
         let folder = PathBuf::from(format!("/tmp/byok-test-{}", uuid::Uuid::now_v7().simple()));
         let server = Self { folder, kind };
         server.start_again().await;
         server
     }
 
-    /// Starts it after it was stopped: PostgreSQL with its data, Vault with an empty store.
+    /// Starts the server after it was stopped: PostgreSQL with its data, Vault with an empty store.
     pub(crate) async fn start_again(&self) {
         run(&[&format!("start-{}", self.kind), path(&self.folder)]).await;
     }
 
-    /// Ends its process at once, as a crash does.
+    /// Ends the process at once, like a crash.
     pub(crate) async fn kill(&self) {
         let pids = std::fs::read_to_string(self.folder.join("pids")).expect("it was started");
         let line = pids.lines().find(|line| line.starts_with(self.kind)).expect("it was started");
         let pid: i32 = line.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("a pid");
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        // PostgreSQL's quick, unclean stop; for Vault there is no gentler difference.
+        // QUIT is an immediate shutdown of PostgreSQL, and a crash of Vault.
         rustix::process::kill_process(pid, rustix::process::Signal::QUIT).expect("it can be signalled");
         for _ in 0..100 {
             let state =
@@ -59,7 +59,7 @@ impl Private {
         panic!("{} did not end", self.kind);
     }
 
-    /// A variable of its own environment file.
+    /// A variable of the server's environment file.
     pub(crate) fn variable(&self, name: &str) -> String {
         let text = std::fs::read_to_string(self.folder.join(self.kind).join("env")).expect("it was started");
         let lines: BTreeMap<&str, &str> =
@@ -71,18 +71,19 @@ impl Private {
             .to_owned()
     }
 
-    /// A key in it.
+    /// A new key in the Vault.
     pub(crate) async fn key(&self) -> VaultKey {
         VaultKey::create_at(self.variable("BYOK_TEST_VAULT_ADDR"), self.variable("BYOK_TEST_VAULT_TOKEN"))
             .await
     }
 
-    /// Seals it.
+    /// Seals the Vault.
     pub(crate) async fn seal(&self, key: &VaultKey) {
         key.admin(Method::POST, "sys/seal", json!({})).await;
     }
 
-    /// Unseals it, and waits until it serves: for a moment after a seal, Vault refuses to be unsealed.
+    /// Unseals the Vault and waits until it serves. For a moment after a seal it refuses to be
+    /// unsealed.
     pub(crate) async fn unseal(&self, key: &VaultKey) {
         let client = super::http();
         let body = json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") });

@@ -1,5 +1,5 @@
-//! Each provider as a server meets it: the variables that `byok serve` takes, the hosts behind them, and the customer's
-//! hand on the key. For what holds of all four.
+//! Each provider as a server uses it: the variables that `byok serve` takes, the hosts behind them,
+//! and the customer's control of the key. For behaviour that all four share.
 //!
 //! What each customer does when a [`Switch`] is turned off, and undoes when it is turned on:
 //!
@@ -11,8 +11,8 @@
 //! | `Version` | none: a rotated key's material cannot be disabled | all versions but the primary one disabled | `min_decryption_version` | all versions but the newest `enabled: false` |
 //! | `Credential` | the access key deactivated and the role's sessions revoked | the service account disabled | the token revoked; root makes it again by its id | the application disabled and its tokens ended |
 //!
-//! A `Version` is never the newest: a new one is made first where there is but one. Entra's tokens outlive their application
-//! by up to an hour where continuous access evaluation does not end them.
+//! A `Version` is never the newest: a new version is made first if there is only one. Entra's
+//! tokens outlive their application by up to an hour unless continuous access evaluation ends them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,21 +28,21 @@ use super::relay::{Name, Relay};
 use super::shared_vault::VaultKey;
 use super::toxics::Way;
 
-/// What the customer does.
-pub(crate) type Hand = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+/// An action of the customer's.
+pub(crate) type Action = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// What the customer can turn off, and on again.
+/// Something that the customer can turn off, and on again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Switch {
     /// The key is disabled.
     Key,
-    /// We are no longer let near it.
+    /// Our right to use the key is removed.
     Policy,
-    /// It waits for its deletion, or is gone.
+    /// The key is scheduled for deletion, or deleted.
     Deletion,
-    /// The version that wrapped what there is can no longer unwrap it.
+    /// The version that wrapped the existing DEKs can no longer unwrap them.
     Version,
-    /// Who we are no longer counts.
+    /// Our credential is revoked.
     Credential,
 }
 
@@ -51,51 +51,51 @@ impl Switch {
         [Self::Key, Self::Policy, Self::Deletion, Self::Version, Self::Credential];
 }
 
-/// The hand that turns a switch off, and its undo.
+/// The action that turns a switch off, and its undo.
 pub(crate) struct Turns {
-    pub(crate) off: Hand,
-    pub(crate) on: Hand,
+    pub(crate) off: Action,
+    pub(crate) on: Action,
 }
 
-/// What is done to a customer's provider.
-type Does<T> = for<'a> fn(&'a T) -> BoxFuture<'a, ()>;
+/// An action on a customer's provider.
+type Step<T> = for<'a> fn(&'a T) -> BoxFuture<'a, ()>;
 
 impl Turns {
-    pub(crate) fn of<T: Send + Sync + 'static>(customer: &Arc<T>, off: Does<T>, on: Does<T>) -> Self {
-        let hand = |does: Does<T>| -> Hand {
+    pub(crate) fn of<T: Send + Sync + 'static>(customer: &Arc<T>, off: Step<T>, on: Step<T>) -> Self {
+        let action = |step: Step<T>| -> Action {
             let customer = Arc::clone(customer);
             Box::new(move || {
                 let customer = Arc::clone(&customer);
-                Box::pin(async move { does(&customer).await })
+                Box::pin(async move { step(&customer).await })
             })
         };
-        Self { off: hand(off), on: hand(on) }
+        Self { off: action(off), on: action(on) }
     }
 }
 
-/// A key at a provider, and how we reach it.
+/// A key at a provider, and how to reach it.
 pub(crate) struct Provided {
     /// Everything that the provider needs in the environment.
     pub(crate) variables: Vec<(String, String)>,
-    /// Where the KMS answers, as it stands in the variables.
+    /// The URL of the KMS, as in the variables.
     pub(crate) kms: String,
-    /// Where the credential comes from, if that is another host.
+    /// The URL of the credential's source, if that is another host.
     pub(crate) credential: Option<String>,
-    /// The authority whose certificates its hosts show, and a certificate of it for a relay.
+    /// The authority that signed the hosts' certificates, and a certificate from it for a relay.
     pub(crate) tls: Option<(PathBuf, Files)>,
-    /// What a request to it is counted as.
+    /// The name under which a request to it is counted.
     pub(crate) called: Name,
     /// Credentials.
     pub(crate) secrets: Vec<String>,
-    /// The names under which plain DEKs stand in its protocol.
+    /// The field names of plain DEKs in its protocol.
     pub(crate) plain: &'static [&'static str],
-    /// An error in its own form, with this code and text.
+    /// An error in its own format, with this code and text.
     pub(crate) error: fn(&str, &str) -> String,
-    /// Codes that it has.
+    /// Error codes that it uses.
     pub(crate) codes: &'static [&'static str],
     /// Makes a new version of the key.
-    pub(crate) rotate: Hand,
-    /// What it lets the customer turn off.
+    pub(crate) rotate: Action,
+    /// The switches that it gives the customer.
     pub(crate) switches: Vec<(Switch, Turns)>,
 }
 
@@ -133,7 +133,7 @@ impl Provided {
     /// A key in the stand-in for Google Cloud KMS, used with a service account's key.
     pub(crate) async fn gcp() -> Self {
         let google = Arc::new(Google::start().await);
-        // One server, by two names.
+        // Two names of one server.
         let credential = google.address.replace("127.0.0.1", "localhost");
         let mut file = google.account(gcp::ACCOUNT).await;
         file["token_uri"] = format!("{credential}/token").into();
@@ -178,22 +178,22 @@ impl Provided {
         }
     }
 
-    /// The provider itself, as the server builds it.
+    /// The client, as the server builds it.
     pub(crate) fn kms(&self) -> Arc<dyn Kms> {
         kms_of(&Env::from_pairs(self.variables.clone()))
     }
 
-    /// The hands on this switch, if the provider has it.
+    /// The actions of this switch, if the provider has it.
     pub(crate) fn switch(&self, switch: Switch) -> Option<&Turns> {
         self.switches.iter().find_map(|(one, turns)| (*one == switch).then_some(turns))
     }
 
-    /// The variables, as `TestServer` takes them.
+    /// The variables, in the form that `TestServer` takes.
     pub(crate) fn environment(&self) -> Vec<(&str, &str)> {
         self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
 
-    /// Puts a relay before each host; in the order of [`Self::kms`], [`Self::credential`].
+    /// Puts a relay in front of each host, in the order of [`Self::kms`], [`Self::credential`].
     pub(crate) async fn relayed(&mut self) -> Vec<Relay> {
         let mut relays = Vec::new();
         for host in self.hosts() {
@@ -209,7 +209,7 @@ impl Provided {
         relays
     }
 
-    /// Puts a way that can be spoiled before each host; in the same order.
+    /// Puts a route with faults in front of each host, in the same order.
     pub(crate) async fn by_ways(&mut self) -> Vec<Way> {
         let mut ways = Vec::new();
         for host in self.hosts() {
@@ -224,7 +224,8 @@ impl Provided {
         std::iter::once(self.kms.clone()).chain(self.credential.clone()).collect()
     }
 
-    /// An address may stand within a value: in a URL, or in a credential's JSON.
+    /// Replaces an address in all variables. It may be part of a value: of a URL, or of a
+    /// credential's JSON.
     pub(crate) fn reroute(&mut self, from: &str, to: &str) {
         for (_, value) in &mut self.variables {
             *value = value.replace(from, to);
@@ -237,7 +238,7 @@ pub(crate) fn kms_of(env: &Env) -> Arc<dyn Kms> {
     kms_and_diagnosis_of(env).0
 }
 
-/// The provider that this environment configures, also as `byok doctor` has it.
+/// The provider that this environment configures, also in its form for `byok doctor`.
 pub(crate) fn kms_and_diagnosis_of(env: &Env) -> (Arc<dyn Kms>, Arc<dyn KmsDiagnosis>) {
     fn both<P: Kms + KmsDiagnosis + 'static>(provider: P) -> (Arc<dyn Kms>, Arc<dyn KmsDiagnosis>) {
         let provider = Arc::new(provider);

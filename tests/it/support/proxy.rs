@@ -1,4 +1,4 @@
-//! A TCP proxy that cuts a connection at a chosen moment: when the client sends what holds some bytes.
+//! A TCP proxy that cuts a connection when the client sends certain bytes.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,23 +6,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-/// What happens to a chunk from the client that holds the bytes.
+/// What happens to a chunk from the client that contains the bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// The server never gets it, and the connection ends.
+    /// The server does not receive it, and the connection ends.
     Before,
-    /// The server gets it and answers; the answer is thrown away, and the connection ends.
+    /// The server receives it and answers; the answer is dropped, and the connection ends.
     Answer,
-    /// The server never gets it, and nobody hears anything any more.
+    /// The server does not receive it, and nothing more is forwarded in either direction.
     Silence,
 }
 
 type Plan = Arc<Mutex<Option<(Vec<u8>, Cut)>>>;
 
-/// Where new connections lead, and what ends those before.
+/// The address for new connections, and a token that ends the connections made before.
 type Target = Arc<Mutex<(String, CancellationToken)>>;
 
-/// A proxy in front of a server; ends with its runtime.
+/// A proxy in front of a server, which stops with its runtime.
 pub(crate) struct Proxy {
     port: u16,
     plan: Plan,
@@ -30,7 +30,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of the server of that URL.
+    /// Starts one in front of the server of that URL. Returns it, and the URL that leads through
+    /// it.
     pub(crate) async fn before(url: &str) -> (Self, String) {
         let target = address_of(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -49,12 +50,12 @@ impl Proxy {
         (proxy, proxied)
     }
 
-    /// Cuts the next connection whose client sends `bytes`; once.
+    /// Cuts the next connection whose client sends `bytes`, and no later one.
     pub(crate) fn cut(&self, bytes: &[u8], how: Cut) {
         *self.plan.lock().expect("a lock") = Some((bytes.to_vec(), how));
     }
 
-    /// Leads new connections to the server of this URL; those before go on.
+    /// Directs new connections to the server of this URL; existing ones continue.
     pub(crate) fn lead_to(&self, url: &str) {
         self.target.lock().expect("a lock").0 = address_of(url);
     }
@@ -64,7 +65,7 @@ impl Proxy {
         std::mem::take(&mut self.target.lock().expect("a lock").1).cancel();
     }
 
-    /// Whether the cut was made.
+    /// Whether the cut has happened.
     pub(crate) fn is_done(&self) -> bool {
         self.plan.lock().expect("a lock").is_none()
     }

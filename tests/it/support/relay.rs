@@ -1,5 +1,5 @@
-//! A relay right before a server: counts what comes and how much at a time, and can be slow or speak in the server's
-//! place. Over TLS where the server does.
+//! A relay in front of a server. It counts requests in total and at a time, and can delay answers
+//! or answer in the server's place. It uses TLS if the server does.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,34 +23,34 @@ use tokio_rustls::server::TlsStream;
 
 use super::pki::Files;
 
-/// Ends with its value.
+/// A running relay, which stops when it is dropped.
 pub(crate) struct Relay {
-    /// Its own URL, with the path of the server's.
+    /// The relay's URL, with the path of the server's.
     pub(crate) url: String,
     pub(crate) state: Arc<State>,
     server: JoinHandle<()>,
 }
 
-/// What a request is counted as; by method, path, query and headers.
+/// The name under which a request is counted, from method, path, query and headers.
 pub(crate) type Name = fn(&Request) -> String;
 
 pub(crate) struct State {
     upstream: String,
     client: reqwest::Client,
     name: Name,
-    /// What has come, by name.
+    /// The number of requests of each name.
     pub(crate) counts: Mutex<BTreeMap<String, usize>>,
     now: AtomicUsize,
-    /// The most at a time.
+    /// The largest number of requests at a time.
     pub(crate) most: AtomicUsize,
     says: Mutex<Option<Box<dyn Fn() -> Response + Send>>>,
-    /// Milliseconds that each answer waits, so that calls overlap.
+    /// The delay of each answer in milliseconds, so that calls overlap.
     pub(crate) slow: AtomicUsize,
     bodies: Mutex<Vec<Bytes>>,
 }
 
 impl Relay {
-    /// Before a server that speaks plain HTTP.
+    /// Starts one in front of a server that speaks plain HTTP.
     pub(crate) async fn before(url: &str, name: Name) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -64,7 +64,8 @@ impl Relay {
         )
     }
 
-    /// Before a server with a certificate of the authority in `trusted`; shows these files itself.
+    /// Starts one in front of a server with a certificate of the authority in `trusted`. It
+    /// presents these files itself.
     pub(crate) async fn before_tls(url: &str, trusted: &Path, files: &Files, name: Name) -> Self {
         let client = super::pki::client(trusted, None);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -72,7 +73,8 @@ impl Relay {
         Self::serve(url, client, name, Tls { listener, acceptor: acceptor(files) }, "https", address)
     }
 
-    /// Before a server that speaks plain HTTP; over TLS itself, with these files.
+    /// Starts one in front of a server that speaks plain HTTP. It speaks TLS itself, with these
+    /// files.
     pub(crate) async fn ending_tls(url: &str, files: &Files, name: Name) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -119,14 +121,14 @@ impl Relay {
         Self { url: format!("{scheme}://{address}{slash}{path}"), state, server }
     }
 
-    /// Speaks in the server's place from now on; `None` lets it speak for itself again.
+    /// Answers in the server's place from now on; with `None` the server answers again.
     pub(crate) fn say(&self, answer: Option<Box<dyn Fn() -> Response + Send>>) {
         *self.state.says.lock().expect("a lock") = answer;
     }
 }
 
 impl Relay {
-    /// The strings that stand under one of these names in what was asked and answered so far: plain DEKs among them.
+    /// The strings under these names in all requests and answers so far: plain DEKs among them.
     pub(crate) fn strings_under(&self, names: &[&str]) -> Vec<String> {
         fn walk(value: &Value, names: &[&str], found: &mut Vec<String>) {
             match value {
@@ -168,14 +170,14 @@ impl State {
 
     async fn pass(&self, request: Request) -> Response {
         let (mut parts, body) = request.into_parts();
-        // HTTP/2 has no such header.
+        // HTTP/2 has `:authority` instead of this header.
         if let (Some(authority), false) = (parts.uri.authority(), parts.headers.contains_key("host")) {
             parts.headers.insert("host", authority.as_str().parse().expect("a header"));
         }
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let url = format!("{}{path}", self.upstream);
         let body = to_bytes(body, 64 << 20).await.expect("a body");
-        // With the client's own Host: a signature may cover it.
+        // The client's own Host is kept, since a signature may cover it.
         self.bodies.lock().expect("a lock").push(body.clone());
         let sent = self.client.request(parts.method, url).headers(parts.headers).body(body).send().await;
         let Ok(answer) = sent else {
@@ -205,7 +207,7 @@ impl Listener for Tls {
         loop {
             let Ok((stream, address)) = self.listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);
-            // One that does not shake hands would hold up the others.
+            // A connection that does not complete its handshake would hold up the others.
             let shaken = tokio::time::timeout(Duration::from_secs(2), self.acceptor.accept(stream)).await;
             if let Ok(Ok(stream)) = shaken {
                 return (stream, address);
@@ -218,7 +220,7 @@ impl Listener for Tls {
     }
 }
 
-/// Shows these files, and speaks either HTTP.
+/// An acceptor that presents these files, for HTTP/1.1 and HTTP/2.
 pub(crate) fn acceptor(files: &Files) -> TlsAcceptor {
     let certificates = CertificateDer::pem_file_iter(&files.certificate).expect("a file");
     let certificates = certificates.map(|certificate| certificate.expect("a certificate")).collect();

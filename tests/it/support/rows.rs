@@ -1,4 +1,4 @@
-//! Rows to commit.
+//! Rows for tests to commit.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use byok::model::{
 use byok::store::{Batch, Change, DekRow, EntryRow, Fence, Requirement, Store};
 use uuid::Uuid;
 
-/// A moment of this month, by the machine's clock, since partitions are made for it.
+/// A time in this month by the machine's clock, since partitions exist for it.
 pub(crate) fn now() -> Timestamp {
     use byok::model::{Clock, SystemClock};
     SystemClock.now()
 }
 
-/// A tenant that stands in the database.
+/// A tenant that is in the database.
 pub(crate) async fn tenant(store: &dyn Store) -> TenantUid {
     let tenant =
         Tenant { uid: TenantUid(*Uuid::new_v4().as_bytes()), name: format!("tenant-{}", Uuid::new_v4()) };
@@ -66,7 +66,7 @@ pub(crate) fn dek(record: Option<&str>) -> DekRow {
     DekRow { id: DekId::new(), record_id, wrapped, created_at, mac: None, record_mac: None }
 }
 
-/// A key version that is watched, active as of now.
+/// The proof of a watched key version, active as of now.
 pub(crate) async fn watched(store: &dyn Store, tenant: TenantUid, version: &str) -> Proof {
     let proof = Proof {
         key_version: KeyVersion::new("byok", version),
@@ -87,7 +87,7 @@ pub(crate) async fn watched(store: &dyn Store, tenant: TenantUid, version: &str)
     proof
 }
 
-/// Turns the posture of a key version, as the prober does, and gives the incident that this made.
+/// Changes the posture of a key version, as the prober does, and returns the incident.
 pub(crate) async fn turn(
     store: &dyn Store,
     tenant: TenantUid,
@@ -113,7 +113,7 @@ pub(crate) async fn turn(
 pub(crate) async fn write(store: &dyn Store, tenant: TenantUid, proof: &mut Proof, incident: &Incident) {
     let posture = incident.posture;
     loop {
-        // A server that runs beside the test probes what is not active, and moves the row.
+        // A server beside the test probes versions that are not active, and so changes the row.
         let rows = store.proofs(tenant).await.expect("proofs are read").rows;
         let row = rows.into_iter().find(|row| row.key_version == proof.key_version).expect("it is watched");
         let from = row.revision;
@@ -139,7 +139,7 @@ pub(crate) fn job() -> Job {
     }
 }
 
-/// Active in epoch 1, and proven at that moment.
+/// A proof that is active in epoch 1 and was made at that time.
 pub(crate) fn proof(version: &str, at: Timestamp) -> Proof {
     Proof {
         key_version: KeyVersion::new("byok", version),
@@ -160,7 +160,7 @@ pub(crate) fn canary(version: &str) -> Canary {
     Canary { dek_id: DekId::new(), wrapped: wrapped(3, version), made_for_probes: true }
 }
 
-/// Watches a version that is proven at this moment of the database's.
+/// Watches a version that was proven at this time by the database's clock.
 pub(crate) async fn watch(store: &dyn Store, tenant: TenantUid, version: &str) -> Proof {
     let now = store.proofs(tenant).await.expect("proofs are read").now;
     let proof = proof(version, now);
@@ -169,7 +169,7 @@ pub(crate) async fn watch(store: &dyn Store, tenant: TenantUid, version: &str) -
     proof
 }
 
-/// Makes the next form of a proof, and commits it.
+/// Makes the next state of a proof, and commits it.
 pub(crate) async fn prove(
     store: &dyn Store,
     tenant: TenantUid,

@@ -13,12 +13,12 @@ use tokio::process::Command;
 use super::server::TestServer;
 use super::{needed, postgres, rows};
 
-/// What an operator did with a log, as the test says it.
+/// The entry of an administrative operation on the log.
 pub(crate) fn entry(operation: Operation, detail: Option<&str>) -> Entry {
     Entry::of_operator(rows::now(), operation, None, detail.map(Into::into))
 }
 
-/// A server, what it wrote, and a key of the test's that signs checkpoints.
+/// A server, the log that it wrote, and a key of the test's that signs checkpoints.
 pub(crate) struct Sealed {
     pub(crate) server: TestServer,
     pub(crate) store: Postgres,
@@ -27,36 +27,38 @@ pub(crate) struct Sealed {
     folder: tempfile::TempDir,
 }
 
-/// What a verifier said: its exit code, and what it wrote.
-pub(crate) struct Said {
+/// The exit code and output of a verifier.
+pub(crate) struct Verdict {
     pub(crate) code: Option<i32>,
     pub(crate) text: String,
 }
 
-impl Said {
+impl Verdict {
     pub(crate) fn of(output: &Output) -> Self {
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         Self { code: output.status.code(), text: String::from_utf8(text).expect("UTF-8") }
     }
 
-    /// It holds.
+    /// Asserts that the log verifies.
     #[track_caller]
     pub(crate) fn holds(&self) {
         assert_eq!(self.code, Some(0), "{}", self.text);
     }
 
-    /// It does not, and a line says so: it begins with the name, and holds the place.
+    /// Asserts that it does not, and that a line of the output starts with this name and contains
+    /// this position.
     #[track_caller]
-    pub(crate) fn finds(&self, name: &str, place: &str) {
+    pub(crate) fn finds(&self, name: &str, position: &str) {
         assert_eq!(self.code, Some(1), "{}", self.text);
         let named =
-            self.text.lines().any(|line| line.starts_with(&format!("{name}: ")) && line.contains(place));
-        assert!(named, "no {name} at {place} in:\n{}", self.text);
+            self.text.lines().any(|line| line.starts_with(&format!("{name}: ")) && line.contains(position));
+        assert!(named, "no {name} at {position} in:\n{}", self.text);
     }
 }
 
 impl Sealed {
-    /// A log of 12 entries: ten of one record each, one of a batch of three, and one that read the log. No checkpoint.
+    /// Starts with a log of 12 entries and no checkpoint: ten of one record each, one batch of
+    /// three, and one read of the log.
     pub(crate) async fn start() -> Self {
         let server = TestServer::start().await;
         for record in 0..10 {
@@ -73,7 +75,7 @@ impl Sealed {
         Self { server, store, tenant, key: Ed25519SigningKey::generate_pem(), folder }
     }
 
-    /// The same, with a checkpoint of all of it.
+    /// Starts with the same log and a checkpoint of all of it.
     pub(crate) async fn sealed() -> Self {
         let sealed = Self::start().await;
         sealed.checkpoint().await;
@@ -85,12 +87,12 @@ impl Sealed {
         self.store.log_head(self.tenant.uid).await.expect("it is read").expect("it is there")
     }
 
-    /// Signs the log as it is, keeps the checkpoint in the database, and gives a file with it.
+    /// Signs the log as it is, stores the checkpoint in the database, and returns a file with it.
     pub(crate) async fn checkpoint(&self) -> PathBuf {
         self.checkpoint_of(self.head().await.frontier.size()).await
     }
 
-    /// The same of its first entries.
+    /// Signs the log's first entries, in the same way.
     pub(crate) async fn checkpoint_of(&self, size: u64) -> PathBuf {
         let tree = Tree::open(&self.store, self.tenant.uid).await.expect("it is read").expect("it is there");
         let root = tree.frontier_at(size).await.expect("it is whole").root();
@@ -100,17 +102,17 @@ impl Sealed {
         self.file(&format!("{}.checkpoint", uuid::Uuid::now_v7().simple()), &note)
     }
 
-    /// A checkpoint that somebody signs.
+    /// A checkpoint signed with this key.
     pub(crate) fn sign(&self, key: &SecretText, checkpoint: Checkpoint) -> String {
         checkpoint.sign([&Ed25519SigningKey::from_pem(key).expect("a key")])
     }
 
-    /// What the log's checkpoints begin with.
+    /// The origin in the log's checkpoints.
     pub(crate) fn origin(&self) -> String {
         origin_of("byok", "primary", 1)
     }
 
-    /// The public key.
+    /// The key that verifies checkpoints.
     pub(crate) fn public(&self) -> String {
         let key = Ed25519SigningKey::from_pem(&self.key).expect("a key").verifying_key();
         CheckpointKey { name: self.origin(), key }.to_string()
@@ -123,37 +125,43 @@ impl Sealed {
         path
     }
 
-    /// What a database superuser does, whom no trigger stops.
+    /// Runs statements as a database superuser, whom no trigger stops.
     pub(crate) async fn damage(&self, sql: &str) {
         let sql = format!("SET session_replication_role = replica; {sql}");
         postgres::execute(&self.server.database_url, &sql).await;
     }
 
     /// Runs `byok audit …` in an empty environment with these variables.
-    pub(crate) async fn byok(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+    pub(crate) async fn byok(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Verdict {
         let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
         command.arg("audit").args(arguments).env_clear().envs(variables.iter().copied());
-        Said::of(&command.output().await.expect("byok runs"))
+        Verdict::of(&command.output().await.expect("byok runs"))
     }
 
-    /// `byok audit verify` with the key, and more.
-    pub(crate) async fn verify(&self, more: &[&str]) -> Said {
+    /// Runs `byok audit verify` with the key and more arguments.
+    pub(crate) async fn verify(&self, more: &[&str]) -> Verdict {
         let key = self.public();
         let arguments = [&["verify", "--key", key.as_str()], more].concat();
         self.byok(&arguments, &[("DATABASE_URL", &self.server.database_url)]).await
     }
 
-    /// Exports a bundle, and gives its file; what was said when there is none.
-    pub(crate) async fn export(&self, more: &[&str]) -> Result<PathBuf, Said> {
+    /// Exports a bundle and returns its file, or the output if there is none.
+    pub(crate) async fn export(&self, more: &[&str]) -> Result<PathBuf, Verdict> {
         let path = self.folder.path().join(format!("{}.jsonl", uuid::Uuid::now_v7().simple()));
         let key = self.public();
         let to = ["export", "--key", key.as_str(), "--out", path.to_str().expect("UTF-8")];
-        let said = self.byok(&[&to[..], more].concat(), &[("DATABASE_URL", &self.server.database_url)]).await;
-        if said.code == Some(0) { Ok(path) } else { Err(said) }
+        let verdict =
+            self.byok(&[&to[..], more].concat(), &[("DATABASE_URL", &self.server.database_url)]).await;
+        if verdict.code == Some(0) { Ok(path) } else { Err(verdict) }
     }
 
-    /// What both verifiers say of a bundle, ours and the one in `docs/`, with the key and more.
-    pub(crate) async fn both(&self, bundle: &std::path::Path, pinned: Option<&std::path::Path>) -> [Said; 2] {
+    /// The output of both verifiers about a bundle, ours and the one in `docs/`, with the key and a
+    /// pinned checkpoint.
+    pub(crate) async fn both(
+        &self,
+        bundle: &std::path::Path,
+        pinned: Option<&std::path::Path>,
+    ) -> [Verdict; 2] {
         let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
         let (bundle, key, pinned) = (text(bundle), self.public(), pinned.map(text));
         let mut arguments = vec!["verify-bundle", bundle.as_str(), "--key", &key];
@@ -164,6 +172,6 @@ impl Sealed {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
         let mut python = Command::new(needed("BYOK_TEST_PYTHON"));
         python.arg(script).args([&bundle, &key]).args(&pinned);
-        [ours, Said::of(&python.output().await.expect("Python runs"))]
+        [ours, Verdict::of(&python.output().await.expect("Python runs"))]
     }
 }

@@ -1,4 +1,4 @@
-//! The real binary, serving, with a database and a transit key of its own.
+//! The real binary, serving, with a new database and a new Transit key.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -11,25 +11,25 @@ use tokio::process::{Child, Command};
 
 use super::{jwt, needed, shared_vault::VaultKey};
 
-/// What signs the JWTs of the tests.
+/// The secret that signs the tests' JWTs.
 pub(crate) const JWT_SECRET: &str = "a secret of the tests that is long enough for HS256";
 
-/// A running `byok serve`. Ends with its value.
+/// A running `byok serve`, which stops when it is dropped.
 pub(crate) struct TestServer {
     child: Child,
-    /// What it runs with; takes effect at the next start.
+    /// The environment of the process; changes take effect at the next start.
     pub(crate) environment: Vec<(String, String)>,
     /// `http://127.0.0.1:<port>`
     pub(crate) base: String,
     /// Everything that the server wrote to standard error.
     pub(crate) logs: Arc<Mutex<String>>,
-    /// Its key in the shared Vault.
+    /// The server's key in the shared Vault.
     pub(crate) key: VaultKey,
-    /// Its database.
+    /// The URL of the server's database.
     pub(crate) database_url: String,
-    /// A client.
+    /// A client for the server.
     pub(crate) client: reqwest::Client,
-    /// What starts it as `$0`, where that is not the test itself.
+    /// A shell script that starts the server as `$0`, if the test does not start it directly.
     shell: Option<String>,
 }
 
@@ -41,17 +41,17 @@ pub(crate) struct Answer {
 }
 
 impl TestServer {
-    /// With the defaults of the tests.
+    /// Starts a server with the tests' default settings.
     pub(crate) async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    /// With more environment variables, which go before those of the tests.
+    /// Starts a server with more environment variables, which override the defaults.
     pub(crate) async fn with(more: &[(&str, &str)]) -> Self {
         Self::on(VaultKey::create().await, create_database(&needed("DATABASE_URL")).await, more).await
     }
 
-    /// That may open so many files at most.
+    /// Starts a server that may open at most this many files.
     pub(crate) async fn with_files(files: u32) -> Self {
         let mut server = Self::start().await;
         server.stop().await;
@@ -60,7 +60,8 @@ impl TestServer {
         server
     }
 
-    /// Started by a shell, which has its path as `$0` and is to become it.
+    /// Starts a server through a shell script, which has the binary's path as `$0` and must `exec`
+    /// it.
     pub(crate) async fn by_shell(
         shell: &str,
         key: VaultKey,
@@ -71,13 +72,13 @@ impl TestServer {
         Self::spawn(environment, key, database_url, Some(shell.to_owned()), "ready").await
     }
 
-    /// One that listens, and has not reached its database yet.
+    /// Starts a server and waits only until it listens, not until it has reached its database.
     pub(crate) async fn starting(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
         let environment = environment(&key, &database_url, more);
         Self::spawn(environment, key, database_url, None, "listening").await
     }
 
-    /// On this key and database.
+    /// Starts a server with this key and database.
     pub(crate) async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
         let environment = environment(&key, &database_url, more);
         Self::spawn(environment, key, database_url, None, "ready").await
@@ -96,37 +97,37 @@ impl TestServer {
         Self { child, environment, base, logs, key, database_url, client, shell }
     }
 
-    /// Another process on the same database and key.
+    /// Starts another process on the same database and key.
     pub(crate) async fn replica(&self) -> Self {
         let (environment, key, url) = (self.environment.clone(), self.key.clone(), self.database_url.clone());
         Self::spawn(environment, key, url, None, "ready").await
     }
 
-    /// Ends the process as a power cut would, and waits until it is gone.
+    /// Ends the process like a power cut, and waits until it is gone.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("the server can be killed");
     }
 
-    /// Its process id.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 
-    /// Starts it again, on another port.
+    /// Starts the server again, on another port.
     pub(crate) async fn start_again(&mut self) {
         let (child, base) = serve(&self.environment, &self.logs, self.shell.as_deref(), "ready").await;
         self.child = child;
         self.base = base;
     }
 
-    /// Asks it to stop, and gives its exit code.
+    /// Asks the server to stop, and returns its exit code.
     pub(crate) async fn stop(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_raw(self.child.id().expect("it runs") as i32).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
         self.child.wait().await.expect("it ends").code()
     }
 
-    /// A JWT of this role and user.
+    /// A JWT for this role and user.
     pub(crate) fn jwt(&self, role: &str, user: &str) -> String {
         jwt(
             JWT_SECRET,
@@ -139,7 +140,7 @@ impl TestServer {
         )
     }
 
-    /// A request with a JWT, and a JSON body where there is one.
+    /// Sends a request with a JWT, and with a JSON body if there is one.
     pub(crate) async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(token);
         if let Some(body) = body {
@@ -148,24 +149,24 @@ impl TestServer {
         answer(request).await
     }
 
-    /// `POST` as the role `admin`.
+    /// Sends a `POST` as the role `admin`.
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.call(Method::POST, path, &self.jwt("admin", "the-admin"), Some(body)).await
     }
 
-    /// `GET` as the role `admin`.
+    /// Sends a `GET` as the role `admin`.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call(Method::GET, path, &self.jwt("admin", "the-admin"), None).await
     }
 
-    /// A GraphQL request; gives the whole answer.
+    /// Sends a GraphQL request and returns the whole answer.
     pub(crate) async fn graphql(&self, token: &str, query: &str, variables: Value) -> Value {
         self.call(Method::POST, "/graphql", token, Some(json!({ "query": query, "variables": variables })))
             .await
             .body
     }
 
-    /// Encrypts over REST as `admin` and gives the token.
+    /// Encrypts over REST as `admin` and returns the token.
     pub(crate) async fn encrypt(&self, plaintext: &str, record_id: &str) -> String {
         let body = json!({ "plaintext": plaintext, "context": { "record_id": record_id } });
         let answer = self.post("/byok/encrypt", body).await;
@@ -179,12 +180,12 @@ impl TestServer {
             .await
     }
 
-    /// A connection to its database, as the superuser.
+    /// A connection pool to the server's database, as the superuser.
     pub(crate) async fn database(&self) -> sqlx::PgPool {
         sqlx::PgPool::connect(&self.database_url).await.expect("the test database answers")
     }
 
-    /// What `byok doctor` says under its environment: standard output and error.
+    /// The output of `byok doctor` in the server's environment: standard output and error.
     pub(crate) async fn doctor(&self) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
         command.arg("doctor").env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -192,13 +193,13 @@ impl TestServer {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     }
 
-    /// What it has logged so far.
+    /// The text logged so far.
     pub(crate) fn logged(&self) -> String {
         self.logs.lock().expect("no test panics with the lock").clone()
     }
 }
 
-/// Sends a request and reads the answer; a body that is no JSON shows as a string.
+/// Sends a request and reads the answer; a body that is not JSON becomes a string.
 pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.expect("the server answers");
     let (status, headers) = (response.status(), response.headers().clone());
@@ -207,7 +208,7 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     Answer { status, headers, body }
 }
 
-/// What a server of the tests runs with; what is given goes before it.
+/// The environment of a test server; `more` overrides the defaults.
 fn environment(key: &VaultKey, database_url: &str, more: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut environment: Vec<(String, String)> = [
         ("DATABASE_URL", database_url),
@@ -233,7 +234,7 @@ fn environment(key: &VaultKey, database_url: &str, more: &[(&str, &str)]) -> Vec
     environment
 }
 
-/// Its process and its base URL, once it has logged this.
+/// Starts the process, and returns it with its base URL once it has logged the message `until`.
 async fn serve(
     environment: &[(String, String)],
     logs: &Arc<Mutex<String>>,
@@ -282,7 +283,7 @@ async fn serve(
     }
 }
 
-/// A database of a test's own on the server of this URL.
+/// Creates a database on the server of this URL.
 pub(crate) async fn create_database(url: &str) -> String {
     let name = format!("byok_{}", uuid::Uuid::now_v7().simple());
     let server = sqlx::PgPool::connect(url).await.expect("the test server answers");

@@ -1,4 +1,5 @@
-//! A server for several tenants in this process: use cases and jobs over one PostgreSQL database, and a KMS for each tenant.
+//! A server for several tenants in this process: use cases and jobs on one PostgreSQL database, and
+//! a KMS for each tenant.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use super::tenant_kms::{Mode, TenantKms};
 pub(crate) const SHARED_SECRET: &str = "a-secret-of-some-length";
 const JWT_KEY: &str = "a-key-of-at-least-thirty-two-bytes-for-hs256";
 
-/// A server for several tenants. It stops when the value is dropped.
+/// A server for several tenants, which stops when it is dropped.
 pub(crate) struct Several {
     pub(crate) app: Arc<App>,
     pub(crate) store: Arc<Postgres>,
@@ -38,13 +39,14 @@ pub(crate) struct Several {
 }
 
 impl Several {
-    /// Serves tenants of these names on a database of its own. The first has the uid 0101…, the second 0202…, and so on.
+    /// Serves tenants with these names on a new database. The first has the uid 0101…, the second
+    /// 0202…, and so on.
     pub(crate) async fn of(names: &[&str]) -> Self {
         let (database, store) = migrated().await;
         Self::on(database, store, names).await
     }
 
-    /// Serves such tenants on this database, through this store.
+    /// Serves tenants with these names on this database, through this store.
     pub(crate) async fn on(database: TestDatabase, store: Arc<Postgres>, names: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut kmses = HashMap::new();
@@ -72,7 +74,7 @@ impl Several {
             clock: clock.clone(),
             cache: DekCache { time_to_live: seconds(300), entries: 10_000 },
             pool: DekPool { size: 0 },
-            // A busy machine must not look like an outage.
+            // A long timeout, so that a busy machine does not look like an outage.
             guard: KeyGuard { probe_every: seconds(1), probe_timeout: seconds(9), resume_after: seconds(0) },
             row_mac: RowMac::default(),
         });

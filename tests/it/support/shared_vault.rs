@@ -1,4 +1,4 @@
-//! A transit key of a test's own in the shared Vault, with the customer's hand on it.
+//! A Transit key for one test in the shared Vault, and the customer's control of it.
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ impl VaultKey {
         Self::create_at(needed("BYOK_TEST_VAULT_ADDR"), needed("BYOK_TEST_VAULT_TOKEN")).await
     }
 
-    /// A new key, with a token that may only encrypt, decrypt and rewrap with it, and read its versions.
+    /// A new key, with a token that may only encrypt, decrypt and rewrap with it, and read its
+    /// versions.
     pub(crate) async fn create_at(address: String, root: String) -> Self {
         let name = format!("k-{}", uuid::Uuid::now_v7().simple());
         let key = Self { address, token: root.clone(), root, name };
@@ -36,7 +37,8 @@ impl VaultKey {
         key
     }
 
-    /// The policy of our token: the right to use the key, and the right to read its versions.
+    /// Sets the policy of our token: the capability to use the key, and the capability to read its
+    /// versions.
     async fn permit(&self, uses: &str, reads: &str) {
         let rule = |path: &str, right: &str| {
             format!("path \"transit/{path}/{}\" {{ capabilities = [\"{right}\"] }}\n", self.name)
@@ -50,18 +52,18 @@ impl VaultKey {
             .await;
     }
 
-    /// Root may choose a token's id, so that the same one can be made again.
+    /// Creates our token. Root may choose a token's id, so the same token can be created again.
     async fn make_token(&self) {
         let token = json!({ "id": self.token, "policies": [self.name], "period": "1h" });
         self.admin(Method::POST, "auth/token/create", token).await;
     }
 
-    /// Makes a new version.
+    /// Makes a new version of the key.
     pub(crate) async fn rotate(&self) {
         self.admin(Method::POST, &format!("transit/keys/{}/rotate", self.name), json!({})).await;
     }
 
-    /// The customer's switch: versions below this one are refused.
+    /// Refuses all versions below this one: the customer's switch.
     pub(crate) async fn refuse_below(&self, version: u32) {
         let limits = json!({ "min_decryption_version": version, "min_encryption_version": version });
         self.admin(Method::POST, &format!("transit/keys/{}/config", self.name), limits).await;
@@ -97,8 +99,8 @@ impl VaultKey {
         key["data"]["latest_version"].as_u64().and_then(|latest| latest.try_into().ok()).expect("a version")
     }
 
-    /// Everything that makes the key, in clear: what Vault needs to bring a deleted key back. Once a key may be backed up
-    /// it always may.
+    /// A plain backup of the key, with which Vault can restore it after a deletion. A key that once
+    /// allows backups always does.
     async fn backup(&self) -> Value {
         let allowed = json!({ "exportable": true, "allow_plaintext_backup": true });
         self.admin(Method::POST, &format!("transit/keys/{}/config", self.name), allowed).await;
@@ -154,7 +156,7 @@ impl VaultKey {
         Switch::ALL.map(|switch| (switch, turns(switch))).into()
     }
 
-    /// A request with the root token.
+    /// Sends a request with the root token.
     pub(crate) async fn admin(&self, method: Method, path: &str, body: Value) -> Value {
         let request = super::http()
             .request(method, format!("{}/v1/{path}", self.address))
@@ -167,9 +169,9 @@ impl VaultKey {
     }
 }
 
-/// Whose key it is.
+/// The customer who owns the key.
 struct Customer {
     key: VaultKey,
-    /// Of the key while it is deleted.
+    /// The backup of the key while it is deleted.
     backup: Mutex<Value>,
 }

@@ -1,4 +1,4 @@
-//! Something that speaks HTTP where a Vault should be: for what no real Vault does on demand.
+//! An HTTP server in Vault's place, for answers that no real Vault gives on demand.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use axum::response::Response;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// A request as it came.
+/// A request that the stub received.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) path: String,
@@ -18,7 +18,7 @@ pub(crate) struct Seen {
     pub(crate) body: Bytes,
 }
 
-/// Answers as it is told and remembers what it was asked. Ends with its value.
+/// A server with scripted answers that records its requests. It stops when it is dropped.
 pub(crate) struct Stub {
     pub(crate) address: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -26,13 +26,13 @@ pub(crate) struct Stub {
 }
 
 impl Stub {
-    /// `answer` gets each request and how many came before it; but none about the token, whose renewal in the background tests
-    /// do not count.
+    /// Starts one. `answer` gets each request and the number of earlier ones, except for requests
+    /// about the token: it is renewed in the background, which tests do not count.
     pub(crate) async fn start(answer: impl Fn(&Seen, usize) -> Response + Send + Sync + 'static) -> Self {
         Self::listen(answer, false).await
     }
 
-    /// The same with requests about the token.
+    /// Starts one whose `answer` gets requests about the token too.
     pub(crate) async fn start_with_tokens(
         answer: impl Fn(&Seen, usize) -> Response + Send + Sync + 'static,
     ) -> Self {
@@ -65,7 +65,7 @@ impl Stub {
         Self { address, seen, server }
     }
 
-    /// What came.
+    /// The requests received so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().expect("a lock").clone()
     }

@@ -1,4 +1,5 @@
-//! The customer's switch, and callers who note when each answer came and whether it held what is secret.
+//! The customer's switch, and callers that record when each answer came and whether it contained a
+//! secret.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,12 +12,12 @@ use tokio::task::JoinHandle;
 use super::server::TestServer;
 use super::shared_vault::VaultKey;
 
-/// A with the defaults: the time between two probes and the time for the answer to one.
+/// A with the default settings: the time between two probes plus the timeout of one.
 pub(crate) const A: Duration = Duration::from_secs(3);
-/// What a replica allows for its own clock's reading and a thread's turn.
+/// The allowance of a replica for reading its clock and for scheduling a thread.
 const SLACK: Duration = Duration::from_millis(100);
 
-/// The customer's hand on the policy of a key in Vault.
+/// The customer's control of a Vault key's policy.
 pub(crate) struct Switch {
     key: VaultKey,
     policy: Value,
@@ -29,13 +30,13 @@ impl Switch {
         Self { key: key.clone(), policy: read["data"]["policy"].clone() }
     }
 
-    /// Takes all rights away, and says when Vault had done so.
+    /// Takes all rights away, and returns the time at which Vault had done so.
     pub(crate) async fn off(&self) -> Instant {
         self.allow(&json!("path \"nothing\" { capabilities = [\"read\"] }")).await;
         Instant::now()
     }
 
-    /// Gives them back.
+    /// Restores the policy.
     pub(crate) async fn on(&self) {
         self.allow(&self.policy).await;
     }
@@ -46,23 +47,23 @@ impl Switch {
     }
 }
 
-/// One answer as it came.
+/// One answer.
 pub(crate) struct Seen {
-    /// Which call of its caller it was.
+    /// The number of the call, counted from 0 by its caller.
     pub(crate) n: usize,
     pub(crate) sent: Instant,
     pub(crate) arrived: Instant,
-    /// Zero where the connection ended.
+    /// The HTTP status; zero if the connection ended.
     pub(crate) status: u16,
     pub(crate) body: String,
-    /// Whether it held what its caller takes for secret.
+    /// Whether the answer contained the caller's secret.
     pub(crate) secret: bool,
 }
 
-/// A path and the body of its n-th call.
+/// The path and body of a caller's n-th call.
 pub(crate) type Call = Box<dyn Fn(usize) -> (&'static str, Value) + Send>;
 
-/// One caller who calls again and again. Ends with its value.
+/// A caller that calls again and again, until [`Self::end`].
 pub(crate) struct Caller {
     what: String,
     stop: Arc<AtomicBool>,
@@ -71,7 +72,8 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Calls a server as `admin`. An answer that holds `secret` is one that must not be given when the key is gone.
+    /// Calls a server as `admin`. An answer that contains `secret` must not be given once the key
+    /// is off.
     pub(crate) fn of(server: &TestServer, what: &str, secret: &str, call: Call) -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (base, jwt, client) = (server.base.clone(), server.jwt("admin", what), server.client.clone());
@@ -96,24 +98,24 @@ impl Caller {
         Self { what: what.to_owned(), stop, seen, task }
     }
 
-    /// Decrypts one token over REST, whose plaintext is its record's name.
+    /// Decrypts one token over REST; its plaintext is its record's name.
     pub(crate) fn decrypting(server: &TestServer, what: &str, record: &str, token: &str) -> Self {
         let body = json!({ "ciphertext": token, "record_id": record });
         Self::of(server, what, record, Box::new(move |_| ("/byok/decrypt", body.clone())))
     }
 
-    /// How many answers with what is secret have come so far.
+    /// The number of answers with the secret so far.
     pub(crate) fn secrets(&self) -> usize {
         self.seen.lock().expect("a lock").iter().filter(|seen| seen.secret).count()
     }
 
-    /// Waits until so many more of them have come.
+    /// Waits until this many more of them have come.
     pub(crate) async fn is_served(&self, more: usize) {
         let before = self.secrets();
         eventually(&format!("{} is served", self.what), async || self.secrets() >= before + more).await;
     }
 
-    /// Lets the last call end, and gives all answers.
+    /// Waits for the last call, and returns all answers.
     pub(crate) async fn end(self) -> Answers {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.expect("no caller panics");
@@ -122,15 +124,15 @@ impl Caller {
     }
 }
 
-/// What one caller has seen.
+/// All answers that one caller received.
 pub(crate) struct Answers {
     pub(crate) what: String,
     pub(crate) seen: Vec<Seen>,
 }
 
 impl Answers {
-    /// It was served before the key was turned off; and past A, a replica's slack and one round trip after it, it was
-    /// refused and no more.
+    /// Asserts that the caller was served before the key was turned off, and only refused later
+    /// than A, a replica's slack and one round trip after that.
     pub(crate) fn none_after_the_bound(&self, off: Instant) {
         let what = &self.what;
         let trips = self.seen.iter().filter(|seen| seen.arrived < off).map(|seen| seen.arrived - seen.sent);
@@ -142,19 +144,19 @@ impl Answers {
         }
         assert!(
             self.seen.iter().any(|seen| seen.arrived > off + bound),
-            "{what}: nothing came past the bound"
+            "{what}: no answer came after the bound"
         );
         let first = self.seen.iter().find(|seen| !seen.secret && seen.arrived > off);
         let first = first.map(|seen| seen.arrived - off).unwrap_or_default();
         println!("{what}: first refused after {first:?}; the bound is {bound:?}");
     }
 
-    /// Those that were sent past this moment.
+    /// The answers to calls that were sent after this time.
     pub(crate) fn past(&self, moment: Instant) -> impl Iterator<Item = &Seen> {
         self.seen.iter().filter(move |seen| seen.sent > moment)
     }
 
-    /// Past this moment every answer says this.
+    /// Asserts that every answer after this time has this code.
     pub(crate) fn all_say(&self, moment: Instant, code: &str) {
         for seen in self.past(moment) {
             assert!(!seen.secret && seen.body.contains(code), "{}: {} {}", self.what, seen.status, seen.body);
@@ -162,16 +164,16 @@ impl Answers {
     }
 }
 
-/// Waits until it holds; a minute at most.
+/// Waits until a condition holds, for at most a minute.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(60), "it did not come to that: {what}");
+        assert!(began.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// How each key version stands in the database: version, posture, epoch.
+/// The state of each key version in the database: version, posture, epoch.
 pub(crate) async fn postures(database: &sqlx::PgPool) -> Vec<(String, String, i64)> {
     sqlx::query_as("SELECT key_version, posture, epoch FROM np_byok_proofs ORDER BY key_version")
         .fetch_all(database)
@@ -185,13 +187,13 @@ pub(crate) async fn all_active(database: &sqlx::PgPool) {
     eventually("all key versions are active", active).await;
 }
 
-/// Calls until it is served: calls probe too, so that this is sooner than without them.
+/// Calls until the server answers again. Calls trigger probes, so this is faster than waiting.
 pub(crate) async fn serves_again(server: &TestServer, record: &str, token: &str) {
     let served = async || server.decrypt(token, record).await.body["plaintext"] == record;
     eventually("it serves again", served).await;
 }
 
-/// What stands in the incidents: posture before and after.
+/// The incidents in the database: posture before and after.
 pub(crate) async fn incidents(database: &sqlx::PgPool) -> Vec<(String, String)> {
     sqlx::query_as("SELECT was, posture FROM np_byok_incidents ORDER BY at, id")
         .fetch_all(database)
@@ -199,7 +201,7 @@ pub(crate) async fn incidents(database: &sqlx::PgPool) -> Vec<(String, String)> 
         .expect("incidents are read")
 }
 
-/// Encrypts each record's own name, all in one call; gives the tokens in order.
+/// Encrypts each record's own name, all in one call, and returns the tokens in order.
 pub(crate) async fn encrypt_all(server: &TestServer, records: &[String]) -> Vec<String> {
     let items: Vec<Value> =
         records.iter().map(|record| json!({ "plaintext": record, "record_id": record })).collect();
@@ -208,7 +210,7 @@ pub(crate) async fn encrypt_all(server: &TestServer, records: &[String]) -> Vec<
     items.iter().map(|item| item["ciphertext"].as_str().expect("a token").to_owned()).collect()
 }
 
-/// Every one of these opens: record, token and plaintext.
+/// Asserts that each of these can be decrypted: record, token and plaintext.
 pub(crate) async fn all_open(server: &TestServer, tokens: &[(String, String, String)]) {
     for chunk in tokens.chunks(500) {
         let items: Vec<Value> = chunk

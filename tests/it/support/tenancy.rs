@@ -1,4 +1,4 @@
-//! Tenants that are served with keys of a test.
+//! Tenants that are served with a test's keys.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use byok::kms::Kms;
 use byok::model::{KeyId, Tenant};
 use byok::tenancy::{Key, KeySet, TenantSettings, Tenants};
 
-/// A key of this KMS, as a tenant's first.
+/// A key of this KMS, as the first key of a tenant.
 pub(crate) fn first_key(kms: Arc<dyn Kms>) -> Key {
     Key { id: KeyId::FIRST, kms, connections: None }
 }
@@ -20,7 +20,7 @@ pub(crate) fn ample_settings() -> TenantSettings {
     TenantSettings { policy: Arc::new(Policy::default()), rates, webhook: None }
 }
 
-/// The one tenant of the single-tenant form, with a key of this KMS.
+/// The tenant of the single-tenant form, with a key of this KMS.
 pub(crate) fn one_tenant(tenant: &Tenant, kms: Arc<dyn Kms>) -> Tenants {
     let tenants = Tenants::fixed(KeySet::new(first_key(kms), []), ample_settings());
     tenants.open(tenant.clone());

@@ -1,4 +1,5 @@
-//! The KMS of one tenant, with faults: it hangs, refuses, or names current versions that it never wraps under.
+//! The KMS of one tenant, with faults: it hangs, refuses, or names current versions under which it
+//! never wraps.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use byok::crypto::Dek;
 use byok::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile, LocalKey};
 use byok::model::{KeyVersion, Wrapped};
 
-/// How long a call to a KMS that hangs takes.
+/// The duration of a call to a KMS that hangs.
 const HANGS: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,12 +24,12 @@ pub(crate) enum Mode {
 pub(crate) struct TenantKms {
     key: LocalKey,
     mode: Mutex<Mode>,
-    /// The number of invented versions so far; 0 while it names its real version.
+    /// The number of invented versions so far; 0 while the KMS names its real version.
     versions: AtomicU64,
 }
 
 impl TenantKms {
-    /// A KMS without faults, whose key is in this file.
+    /// A KMS without faults, with its key in this file.
     pub(crate) fn create(path: PathBuf) -> Self {
         let key = LocalKey::create(path).map_err(|error| error.to_string()).expect("a key");
         Self { key, mode: Mutex::new(Mode::Works), versions: AtomicU64::new(0) }
@@ -38,7 +39,8 @@ impl TenantKms {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
 
-    /// Names a new version whenever it is asked for the current one, and never wraps under it, so that no rotation ends.
+    /// Names a new version each time it is asked for the current one, and never wraps under it, so
+    /// that no rotation ends.
     pub(crate) fn rotate_for_ever(&self) {
         self.versions.store(1, Ordering::Relaxed);
     }

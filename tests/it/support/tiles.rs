@@ -1,4 +1,4 @@
-//! What is derived from the logs, at once: a server's worker does it in its own time.
+//! Derivation of tiles and indexes on demand, which a server's worker does at its own pace.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use byok::audit::{Derivation, Derived};
 use byok::store::Database;
 use tokio_util::sync::CancellationToken;
 
-/// Derives all that there is to derive.
+/// Derives everything that is due.
 pub(crate) async fn derive(database: &Arc<dyn Database>) {
     let stop = CancellationToken::new();
     while Derivation::default().pass(&**database, &stop).await != Derived::All {}

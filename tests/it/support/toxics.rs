@@ -1,4 +1,4 @@
-//! Toxiproxy between us and a server: what a network does to a connection, turned on and off while calls go through.
+//! Toxiproxy between us and a server: network faults that tests turn on and off while calls run.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ use serde_json::{Value, json};
 
 use super::needed;
 
-/// What the way to a server does from now on.
+/// A fault on the route to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Nobody listens, and open connections end.
     Cut,
-    /// What the server says comes ten seconds late.
+    /// The server's bytes arrive ten seconds late.
     Delayed,
-    /// Connections are accepted and nothing ever comes through.
+    /// Connections are accepted, and no bytes are forwarded.
     Hung,
     /// Connections are reset as soon as something is sent.
     Reset,
-    /// The server's answer ends after some bytes, in the middle of its head.
+    /// The server's answer ends after some bytes, in the middle of its headers.
     TruncatedHead,
     /// The server's answer ends within its body.
     TruncatedBody,
-    /// Every byte of the server's answer is another one.
+    /// Every byte of the server's answer is changed.
     Corrupted,
 }
 
@@ -36,7 +36,7 @@ impl Fault {
         Self::Corrupted,
     ];
 
-    /// Toxiproxy's type and attributes; none for what is no toxic.
+    /// Toxiproxy's type and attributes; none for a fault that is not a toxic.
     fn toxic(self) -> Option<(&'static str, Value)> {
         match self {
             Self::Cut => None,
@@ -50,16 +50,16 @@ impl Fault {
     }
 }
 
-/// A way to one server.
+/// A route to one server through Toxiproxy.
 pub(crate) struct Way {
     api: String,
     name: String,
-    /// `127.0.0.1:PORT`, where the server is reached by this way.
+    /// The address `127.0.0.1:PORT` under which this route reaches the server.
     pub(crate) address: String,
 }
 
 impl Way {
-    /// To the server at `host:port`.
+    /// Opens a route to the server at `host:port`.
     pub(crate) async fn to(upstream: &str) -> Self {
         let api = needed("BYOK_TEST_TOXIPROXY_ADDR");
         let name = uuid::Uuid::now_v7().to_string();
@@ -69,7 +69,7 @@ impl Way {
         Self { api, name, address }
     }
 
-    /// The same for a URL: returns it with the way's address in place of the server's.
+    /// Opens a route to the server of a URL, and returns the URL with the route's address.
     pub(crate) async fn to_url(url: &str) -> (Self, String) {
         let (scheme, rest) = url.split_once("://").expect("a URL");
         let (upstream, path) =
@@ -79,7 +79,7 @@ impl Way {
         (way, url)
     }
 
-    /// Turns a fault on. What was open before feels it too.
+    /// Turns a fault on, for open connections too.
     pub(crate) async fn spoil(&self, fault: Fault) {
         match fault.toxic() {
             None => self.enable(false).await,
@@ -90,7 +90,7 @@ impl Way {
         }
     }
 
-    /// Turns it off again.
+    /// Turns a fault off.
     pub(crate) async fn mend(&self, fault: Fault) {
         match fault.toxic() {
             None => self.enable(true).await,
@@ -102,19 +102,18 @@ impl Way {
         }
     }
 
-    /// What the server says comes so much later from now on; zero ends it, and lets through what is on its way.
+    /// Delays the server's bytes by this much from now on. Zero ends the delay and forwards what is
+    /// held back.
     pub(crate) async fn delay(&self, by: Duration) {
         let toxics = format!("{}/proxies/{}/toxics", self.api, self.name);
-        match by.is_zero() {
-            true => {
-                let answer = super::http().delete(format!("{toxics}/delay")).send().await;
-                assert!(answer.expect("Toxiproxy answers").status().is_success());
-            }
-            false => {
-                let latency = json!({ "latency": by.as_millis() as u64 });
-                let toxic = json!({ "name": "delay", "type": "latency", "stream": "downstream", "attributes": latency });
-                let _: Value = post(&toxics, &toxic).await;
-            }
+        if by.is_zero() {
+            let answer = super::http().delete(format!("{toxics}/delay")).send().await;
+            assert!(answer.expect("Toxiproxy answers").status().is_success());
+        } else {
+            let latency = json!({ "latency": by.as_millis() as u64 });
+            let toxic =
+                json!({ "name": "delay", "type": "latency", "stream": "downstream", "attributes": latency });
+            let _: Value = post(&toxics, &toxic).await;
         }
     }
 

@@ -1,5 +1,5 @@
-//! Vault as a customer runs it: a Transit mount of a test's own in the shared server, or a server of its own where the
-//! test seals it, limits it or gives it certificates.
+//! Vault as a customer sets it up: a Transit mount for one test in the shared server, or a server
+//! for one test that seals it, limits it or gives it certificates.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::needed;
 
-/// The customer's hand on a Vault.
+/// The customer's access to a Vault.
 #[derive(Clone)]
 pub(crate) struct Vault {
     pub(crate) address: String,
@@ -22,7 +22,7 @@ pub(crate) struct Vault {
     pub(crate) http: reqwest::Client,
 }
 
-/// A Transit mount with the key `byok`, and a policy that lets us wrap with it and no more.
+/// A Transit mount with the key `byok`, and a policy that lets us wrap with it and nothing more.
 #[derive(Clone)]
 pub(crate) struct Transit {
     pub(crate) vault: Vault,
@@ -37,12 +37,12 @@ impl Vault {
         Self { address, root, http: reqwest::Client::new() }
     }
 
-    /// What Vault says to the holder of the root token: status and body.
+    /// The answer of Vault to the holder of the root token: status and body.
     pub(crate) async fn answer(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
         self.answer_to(&self.root, method, path, body).await
     }
 
-    /// What Vault says to the holder of a token.
+    /// The answer of Vault to the holder of a token.
     pub(crate) async fn answer_to(
         &self,
         token: &str,
@@ -57,21 +57,21 @@ impl Vault {
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
-    /// Does it as the customer.
+    /// The answer to a write of the customer's, which must succeed.
     pub(crate) async fn write(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.answer(Method::POST, path, body).await;
         assert!(status < 300, "{path}: {status} {answer}");
         answer
     }
 
-    /// Reads it as the customer.
+    /// The answer to a read of the customer's, which must succeed.
     pub(crate) async fn read(&self, path: &str) -> Value {
         let (status, answer) = self.answer(Method::GET, path, json!({})).await;
         assert!(status < 300, "{path}: {status} {answer}");
         answer
     }
 
-    /// A token with these policies; `more` goes into its making.
+    /// A token with these policies; `more` is added to the request that creates it.
     pub(crate) async fn token(&self, policies: &[&str], more: Value) -> String {
         let mut body = json!({ "policies": policies, "ttl": "1h" });
         body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
@@ -79,7 +79,8 @@ impl Vault {
         answer["auth"]["client_token"].as_str().expect("a token").to_owned()
     }
 
-    /// A new Transit mount. Encrypting with an unknown name creates a key there, as Vault does by default.
+    /// A new Transit mount. As Vault does by default, it creates a key when it encrypts with an
+    /// unknown name.
     pub(crate) async fn transit(&self) -> Transit {
         let mount = format!("customers/t-{}", uuid::Uuid::now_v7().simple());
         let policy = mount.replace('/', "-");
@@ -101,7 +102,7 @@ impl Transit {
         self.vault.read(&format!("{}/keys?list=true", self.mount)).await["data"]["keys"].clone()
     }
 
-    /// Whether our policy lets us wrap; the customer's switch.
+    /// Lets our policy wrap, or takes that right away: the customer's switch.
     pub(crate) async fn allow(&self, allowed: bool) {
         let rule =
             |path: &str| format!("path \"{}/{path}/*\" {{ capabilities = [\"update\"] }}\n", self.mount);
@@ -116,17 +117,17 @@ impl Transit {
         self.vault.token(&[&self.policy], json!({})).await
     }
 
-    /// Us, with a token of our policy.
+    /// Our client, with a token that has our policy.
     pub(crate) async fn kms(&self) -> VaultTransit {
         self.kms_as(&self.token().await)
     }
 
-    /// Us, with this token.
+    /// Our client, with this token.
     pub(crate) fn kms_as(&self, token: &str) -> VaultTransit {
         self.kms_with(token, |_| ())
     }
 
-    /// Us, with this token and other settings.
+    /// Our client, with this token and changed settings.
     pub(crate) fn kms_with(&self, token: &str, change: impl FnOnce(&mut VaultSettings)) -> VaultTransit {
         let mut settings = self.settings(VaultLogin::Token(SecretText::new(token.to_owned())));
         change(&mut settings);
@@ -155,7 +156,8 @@ pub(crate) fn settings(address: &str, login: VaultLogin) -> VaultSettings {
     }
 }
 
-/// A server of a test's own, with its files on disk, so that it can be sealed and unsealed. Ends with its value.
+/// A server for one test, with its files on disk, so that it can be sealed and unsealed. It stops
+/// when it is dropped.
 pub(crate) struct OwnServer {
     pub(crate) vault: Vault,
     unseal_key: String,
@@ -164,12 +166,13 @@ pub(crate) struct OwnServer {
 }
 
 impl OwnServer {
-    /// Over plain HTTP.
+    /// Starts one over plain HTTP.
     pub(crate) async fn start() -> Self {
         Self::with_listener("http", "tls_disable = true", super::http()).await
     }
 
-    /// With the lines of a listener's configuration, reached by `scheme` with `http`.
+    /// Starts one with these lines in its listener's configuration, reached by `scheme` with
+    /// `http`.
     pub(crate) async fn with_listener(scheme: &str, lines: &str, http: reqwest::Client) -> Self {
         let binary = needed("BYOK_TEST_VAULT");
         let files = tempfile::tempdir().expect("a folder");
@@ -197,7 +200,7 @@ impl OwnServer {
 
     pub(crate) async fn unseal(&self) {
         self.vault.write("sys/unseal", json!({ "key": self.unseal_key })).await;
-        // Mounts take a moment after the unseal has answered.
+        // Mounts are ready only a moment after the answer to the unseal.
         for _ in 0..200 {
             if self.vault.answer(Method::GET, "sys/mounts", json!({})).await.0 == 200 {
                 return;
@@ -242,7 +245,7 @@ async fn wait_until_it_answers(vault: &Vault) {
     panic!("Vault did not answer within 30 s");
 }
 
-/// Below the ports that the kernel gives to outgoing connections.
+/// A free port below those that the kernel gives to outgoing connections.
 fn free_port() -> u16 {
     loop {
         let port = 10_240 + u16::from_be_bytes(byok::crypto::random()) % 22_000;

@@ -1,5 +1,5 @@
-//! The customer's hand on the switch, at every provider: a key that was turned off no longer unwraps, with an error that
-//! says so; turned on again, it does.
+//! The customer's switches at every provider: a key that was turned off no longer unwraps, with an
+//! error that says so, and a key that was turned on again does.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use crate::support::calls::{made, unwraps};
 use crate::support::provider::{Provided, Switch};
 
-/// Our clients pause before they show a credential again that was refused.
+/// Our clients pause before they present a refused credential again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Each one that the provider has, on one key, twice: an undo leaves nothing behind.
+/// Turns every switch of the provider off and on, twice, on one key: the undo must leave nothing
+/// behind.
 async fn every_switch_turns_off_and_on(provided: Provided, missing: &[Switch]) {
     let kms = provided.kms();
     let wrapped = made(&*kms).await;
@@ -33,7 +34,7 @@ async fn every_switch_turns_off_and_on(provided: Provided, missing: &[Switch]) {
     }
 }
 
-/// What an unwrap comes to once it fails or succeeds, as asked, or at the end of our patience.
+/// The last result of an unwrap, once it fails or succeeds as expected, or when the time is over.
 async fn until(fails: bool, unwraps: impl AsyncFn() -> Option<KmsErrorClass>) -> Option<KmsErrorClass> {
     let began = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! Checkpoints are published where the customer keeps them: a directory, a locked bucket, a webhook; at least once, and again
-//! where a place was down.
+//! Checkpoints are published where the customer keeps them: a directory, a locked bucket, a
+//! webhook. They are published at least once, and again after a destination was down.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use byok::crypto::SecretText;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::checkpoints::{KEY_FILE, Said, eventually, made_key, note, verified, vkeys};
+use crate::checkpoints::{KEY_FILE, Note, eventually, made_key, note, verified, vkeys};
 use crate::kms_aws_moto::Moto;
 use crate::kms_aws_policy::printed;
 use crate::support::aws::{Cloud, Front};
@@ -24,7 +24,7 @@ pub(crate) const EVERY: (&str, &str) = ("BYOK_AUDIT_CHECKPOINT_SECONDS", "1");
 const WEBHOOK_URL: &str = "BYOK_AUDIT_CHECKPOINT_WEBHOOK_URL";
 const WEBHOOK_SECRET: &str = "BYOK_AUDIT_CHECKPOINT_WEBHOOK_SECRET";
 
-/// Enough for moto, which verifies no signature.
+/// A credential that moto accepts, since it verifies no signature.
 const SOMEBODY: &str = "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/eu-west-1/s3/aws4_request, SignedHeaders=host, Signature=x";
 
 /// The files of the primary tenant's first log.
@@ -39,7 +39,7 @@ fn published(directory: &Path) -> BTreeMap<String, String> {
     paths.map(read).collect()
 }
 
-/// Waits until the directory has a checkpoint of what the server's log is now.
+/// Waits until the directory has a checkpoint of the server's current log.
 pub(crate) async fn caught_up(server: &TestServer, directory: &Path) -> String {
     let now = note(server).await;
     eventually(async || published(directory).get("latest") == Some(&now)).await;
@@ -81,7 +81,7 @@ async fn a_directory_holds_every_checkpoint_in_order_and_names_the_last() {
     eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"directory\"} 0").await).await;
 }
 
-/// CloudTrail shows a request's encryption context; here the way to KMS does.
+/// CloudTrail shows a request's encryption context; here a relay in front of the KMS does.
 #[tokio::test]
 async fn the_log_of_the_customers_kms_holds_our_root() {
     let folder = tempfile::tempdir().unwrap();
@@ -103,17 +103,18 @@ async fn the_log_of_the_customers_kms_holds_our_root() {
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     let now = verified(&note(&server).await, vkey).unwrap();
     let wanted = format!("1 {} {}", now.size, now.root);
-    let said = || -> Vec<Value> {
+    let kms_contexts = || -> Vec<Value> {
         let contexts = front.calls().into_iter().map(|call| call.body["EncryptionContext"].clone());
         contexts.filter(|context| context["byok:purpose"] == "checkpoint").collect()
     };
-    eventually(async || said().iter().any(|context| context["byok:checkpoint"] == wanted.as_str())).await;
+    eventually(async || kms_contexts().iter().any(|context| context["byok:checkpoint"] == wanted.as_str()))
+        .await;
     eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"kms\"} 0").await).await;
-    // Nothing moves: nothing is said again, and nobody pays for it.
-    let calls = said().len();
+    // As long as the log does not grow, nothing is published again, and no call is paid for.
+    let calls = kms_contexts().len();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert_eq!(said().len(), calls);
-    assert!(said().iter().all(|context| context["byok:tenant"].is_string()), "{:?}", said());
+    assert_eq!(kms_contexts().len(), calls);
+    assert!(kms_contexts().iter().all(|context| context["byok:tenant"].is_string()), "{:?}", kms_contexts());
 }
 
 #[tokio::test]
@@ -125,22 +126,22 @@ async fn a_webhook_gets_checkpoints_signed_each_under_its_own_id() {
     let server = TestServer::with(&[&[(KEY_FILE, &*key), EVERY], &hook[..]].concat()).await;
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     server.encrypt("p", "r-1").await;
-    receiver.came_at_least(1).await;
+    receiver.receive_at_least(1).await;
     hurry(&server).await;
-    receiver.came_at_least(2).await;
+    receiver.receive_at_least(2).await;
     server.encrypt("p", "r-2").await;
-    let came = receiver.came_at_least(3).await;
-    assert_eq!(came[0].id, came[1].id, "the same again after a failure");
-    assert_ne!(came[1].id, came[2].id);
-    let body: Value = serde_json::from_slice(&came[2].body).unwrap();
-    let said = verified(body["data"]["note"].as_str().unwrap(), vkey).unwrap();
+    let received = receiver.receive_at_least(3).await;
+    assert_eq!(received[0].id, received[1].id, "the same again after a failure");
+    assert_ne!(received[1].id, received[2].id);
+    let body: Value = serde_json::from_slice(&received[2].body).unwrap();
+    let parsed = verified(body["data"]["note"].as_str().unwrap(), vkey).unwrap();
     assert_eq!(body["type"], "checkpoint");
     assert_eq!(
         body["data"],
-        json!({ "tenant": "primary", "origin": "byok/primary/1", "size": said.size, "root": said.root,
+        json!({ "tenant": "primary", "origin": "byok/primary/1", "size": parsed.size, "root": parsed.root,
             "note": body["data"]["note"] })
     );
-    assert!(!server.logged().contains("CANARY"), "of what the receiver says nothing is read");
+    assert!(!server.logged().contains("CANARY"), "nothing is read from the receiver's answer");
 }
 
 #[tokio::test]
@@ -154,7 +155,7 @@ async fn a_place_that_is_down_delays_no_other_and_catches_up() {
     let server = TestServer::with(&[&[(KEY_FILE, &*key), EVERY], &hook[..]].concat()).await;
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     server.encrypt("p", "r-1").await;
-    down.came_at_least(1).await;
+    down.receive_at_least(1).await;
     for n in 2..5 {
         server.encrypt("p", &format!("r-{n}")).await;
         caught_up(&server, &directory).await;
@@ -166,11 +167,11 @@ async fn a_place_that_is_down_delays_no_other_and_catches_up() {
             .contains("a checkpoint could not be published: no published one covers the latest entries")
     );
     hurry(&server).await;
-    down.came_at_least(2).await;
+    down.receive_at_least(2).await;
     hurry(&server).await;
-    let came = down.came_at_least(3).await;
-    // The tree of the one that it got holds that of every one that it missed.
-    let got: Value = serde_json::from_slice(&came[2].body).unwrap();
+    let received = down.receive_at_least(3).await;
+    // The tree of the delivered checkpoint contains the tree of every one that the receiver missed.
+    let got: Value = serde_json::from_slice(&received[2].body).unwrap();
     let got = verified(got["data"]["note"].as_str().unwrap(), vkey).unwrap();
     let now = verified(&note(&server).await, vkey).unwrap();
     assert_eq!(got, now);
@@ -183,7 +184,7 @@ async fn what_was_made_before_a_crash_is_published_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let directory = folder.path().join("checkpoints");
-    // No directory can be made there.
+    // A file in its place keeps the directory from being created.
     std::fs::write(&directory, "").unwrap();
     let at = directory.display().to_string();
     let mut server = TestServer::with(&[(KEY_FILE, &key), (DIRECTORY, &at), EVERY]).await;
@@ -220,14 +221,14 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     server.encrypt("p", "r-1").await;
     let now = note(&server).await;
-    let Said { size, .. } = verified(&now, vkey).unwrap();
+    let Note { size, .. } = verified(&now, vkey).unwrap();
     let object = format!("{bucket}/byok/eu/byok%252Fprimary%252F1/{size:020}.note");
     let asked = |method: Method, url: &str| http().request(method, url).header("authorization", SOMEBODY);
     let get = async |url: &str| asked(Method::GET, url).send().await.unwrap().text().await.unwrap();
     eventually(async || get(&object).await == now).await;
     eventually(async || get(&format!("{bucket}/byok/eu/byok%252Fprimary%252F1/latest")).await == now).await;
-    // A copy that is put back says less than what is locked.
-    let place = Archive::bucket(CheckpointBucket {
+    // An old copy that is restored covers less than the locked checkpoint.
+    let archive = Archive::bucket(CheckpointBucket {
         name: "our-checkpoints".to_owned(),
         prefix: "byok/eu/".to_owned(),
         region: "eu-west-1".to_owned(),
@@ -241,13 +242,13 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     })
     .unwrap();
     let at = rows::now();
-    assert_eq!(place.above("byok/primary/1", size - 1, at).await, Ok(Some(now.clone())));
-    assert_eq!(place.above("byok/primary/1", size, at).await, Ok(None));
-    assert_eq!(place.above("byok/primary/2", 0, at).await, Ok(None));
+    assert_eq!(archive.above("byok/primary/1", size - 1, at).await, Ok(Some(now.clone())));
+    assert_eq!(archive.above("byok/primary/1", size, at).await, Ok(None));
+    assert_eq!(archive.above("byok/primary/2", 0, at).await, Ok(None));
     for number in 0..1_100_u64 {
-        place.put("byok/many/1", number, &format!("{number}\n"), at).await.unwrap();
+        archive.put("byok/many/1", number, &format!("{number}\n"), at).await.unwrap();
     }
-    assert_eq!(place.above("byok/many/1", 3, at).await, Ok(Some("1099\n".to_owned())), "past one list");
+    assert_eq!(archive.above("byok/many/1", 3, at).await, Ok(Some("1099\n".to_owned())), "past one list");
     let head = asked(Method::HEAD, &object).send().await.unwrap();
     assert_eq!(head.headers()["x-amz-object-lock-mode"], "COMPLIANCE");
     let until = head.headers()["x-amz-object-lock-retain-until-date"].to_str().unwrap();
