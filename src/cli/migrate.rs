@@ -4,7 +4,6 @@ use clap::Args;
 
 use super::{Failure, assemble};
 use crate::config::Env;
-use crate::store::MigrateError;
 
 /// The command's arguments.
 #[derive(Args)]
@@ -16,11 +15,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let database = assemble::database_only(&Env::of_process()).await?;
-    let migrated = match arguments.finish {
-        true => database.finish_rollout().await,
-        false => database.migrate().await,
-    };
-    let report = migrated.map_err(|error: MigrateError| Failure::Running(format!("migrate: {error}")))?;
+    let migrated = if arguments.finish { database.finish_rollout().await } else { database.migrate().await };
+    let report = migrated.map_err(|error| Failure::Running(format!("migrate: {error}")))?;
     database.build_indexes().await.map_err(|error| Failure::Running(format!("indexes: {error:?}")))?;
     println!("{} of {} migrations applied, {} of them now", report.applied, report.expected, report.ran);
     if report.waiting > 0 {

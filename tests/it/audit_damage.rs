@@ -113,7 +113,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
         open(
             &sealed,
             &sealed.export(&["--to", &last]).await.ok().unwrap(),
-            "1 of them erased; of 1 place(s)",
+            "1 of them erased; at 1 place(s)",
         )
         .await;
     }
@@ -126,7 +126,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     verdict.holds();
     assert!(verdict.text.contains("(1 of them erased)"), "{}", verdict.text);
     // The entry that says so is after what the last checkpoint covers.
-    open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
+    open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; at 1 place(s)").await;
     sealed.checkpoint().await;
     for verdict in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
         verdict.holds();
@@ -165,8 +165,8 @@ async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
     ours.holds();
     assert!(ours.text.contains("open   personal") && ours.text.contains(count), "{}", ours.text);
     python.holds();
-    let said = ", 1 values erased (open: at 1 place(s) no entry of the bundle says so)";
-    assert!(python.text.contains(said), "{}", python.text);
+    let report = ", 1 values erased (open: at 1 place(s) no entry of the bundle says so)";
+    assert!(python.text.contains(report), "{}", python.text);
 }
 
 #[tokio::test]

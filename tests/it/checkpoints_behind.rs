@@ -485,7 +485,7 @@ async fn no_log_is_opened_without_readable_destinations_or_loss_unless_forced() 
     bench.encrypt(0..2).await;
     bench.published().await;
     let refused = byok(&bench.server.environment, &["audit", "restored"]).await;
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("holds all that was published"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("contains all that was published"));
     let latest = bench.directory.join("byok%2Fprimary%2F1/latest");
     std::fs::remove_file(&latest).unwrap();
     std::fs::create_dir(&latest).unwrap();
