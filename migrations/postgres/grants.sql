@@ -27,6 +27,7 @@ BEGIN
         ('np_byok_tiles', 'SELECT, INSERT'),
         ('np_byok_chunks', 'SELECT, INSERT'),
         ('np_byok_chunk_values', 'SELECT, INSERT'),
+        ('np_byok_filters', 'SELECT, INSERT (tenant, level, chunk, earliest, latest, filter), UPDATE (earliest, latest, filter)'),
         ('np_byok_announcements',
             'SELECT, INSERT, UPDATE (attempts, next_attempt_at, holder, outcome, ended_at)'),
         ('np_byok_streams', 'SELECT, INSERT, UPDATE (next, holder, leased_until, failing_since)')

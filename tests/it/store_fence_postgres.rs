@@ -219,6 +219,7 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let tenant = tenant(&store).await;
     store.commit(&Batch { gate: None, fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
+        "DROP TABLE np_byok_filters",
         "DROP TABLE np_byok_keys",
         "ALTER TABLE np_byok_tenants DROP COLUMN stage, DROP COLUMN revision, DROP COLUMN locked",
         "ALTER TABLE np_byok_jobs DROP COLUMN key_id",

@@ -92,6 +92,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0013_key_ids.sql"),
     },
+    Migration {
+        version: 14,
+        name: "filters",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0014_filters.sql"),
+    },
 ];
 
 const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");

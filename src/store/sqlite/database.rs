@@ -91,6 +91,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0013_key_ids.sql"),
     },
+    Migration {
+        version: 14,
+        name: "filters",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0014_filters.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -40,7 +40,7 @@ pub(crate) async fn empty() -> TestDatabase {
 }
 
 /// How many migrations there are.
-pub(crate) const LEVEL: u32 = 13;
+pub(crate) const LEVEL: u32 = 14;
 
 /// A database with our tables, and the store on it.
 pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {
