@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::model::{TenantUid, Timestamp};
 
 use super::derived::{Searchable, WIDTH, filter_values, index_value};
-use super::filter::probes;
+use super::filter::{PROBES, probes};
 use super::group_filter::GroupChunks;
 use super::search::SearchReads;
 use super::{EntryFilter, ReadError};
@@ -19,6 +19,10 @@ const MOST_GROUP_FILTERS: usize = 64;
 /// The same at first, and the factor by which it grows as long as nothing is found.
 const FIRST_GROUP_FILTERS: usize = 2;
 const GROWTH: usize = 8;
+/// How many of the bits of a value are looked at in the filters of groups. They leave about one
+/// chunk of a group that lacks the value, and a chunk's own filter is quicker to look at than the
+/// rest of the group's.
+const GROUP_PROBES: usize = 4;
 /// The number of chunks' filters that are looked at in one statement, for each wanted chunk and at
 /// most.
 const FILTERS_PER_CHUNK: usize = 64;
@@ -50,9 +54,11 @@ impl Lookup {
         }
     }
 
-    /// Returns the positions of both kinds, first those that must be set.
-    pub(super) fn all_probes(&self) -> Vec<i64> {
-        self.probes.iter().chain(self.or_probes.iter().flatten()).copied().collect()
+    /// Returns the positions that are looked at in filters of groups: of those that must be set,
+    /// and then of the others.
+    pub(super) fn group_probes(&self) -> Vec<i64> {
+        let probes = self.probes.iter().chain(self.or_probes.iter().flatten()).enumerate();
+        probes.filter(|(nth, _)| nth % PROBES < GROUP_PROBES).map(|(_, probe)| *probe).collect()
     }
 
     /// Returns whether every chunk is to be read.
@@ -64,7 +70,7 @@ impl Lookup {
 /// A group in the wanted time.
 pub(super) struct Group {
     pub(super) index: u64,
-    /// The rows of its filter at [`Lookup::all_probes`], if it has a filter.
+    /// The rows of its filter at [`Lookup::group_probes`], if it has a filter.
     pub(super) rows: Option<Vec<u8>>,
 }
 
@@ -73,9 +79,9 @@ impl Group {
     fn chunks(&self, lookup: &Lookup) -> impl Iterator<Item = u64> {
         let first = self.index * WIDTH;
         let row = WIDTH as usize / 8;
-        let rows = self.rows.as_ref().filter(|rows| rows.len() == lookup.all_probes().len() * row);
+        let rows = self.rows.as_ref().filter(|rows| rows.len() == lookup.group_probes().len() * row);
         let chunks = rows.map_or(GroupChunks::ALL, |rows| {
-            let (rows, or_rows) = rows.split_at(lookup.probes.len() * row);
+            let (rows, or_rows) = rows.split_at(lookup.probes.len() / PROBES * GROUP_PROBES * row);
             let chunks = GroupChunks::in_all(rows);
             if lookup.or_probes.is_some() { chunks.or(GroupChunks::in_all(or_rows)) } else { chunks }
         });
@@ -154,9 +160,10 @@ impl<'s, S: SearchReads> Candidates<'s, S> {
 mod tests {
     use super::*;
 
-    fn lookup(probes: usize, or_probes: Option<usize>) -> Lookup {
-        let or_probes = or_probes.map(|count| vec![0; count]);
-        Lookup { from: None, until: None, probes: vec![0; probes], or_probes }
+    /// Looks for so many values, or others.
+    fn lookup(values: usize, or_values: Option<usize>) -> Lookup {
+        let or_probes = or_values.map(|count| vec![0; count * PROBES]);
+        Lookup { from: None, until: None, probes: vec![0; values * PROBES], or_probes }
     }
 
     fn chunks(rows: Option<&[[u8; 32]]>, lookup: &Lookup) -> Vec<u64> {
@@ -172,8 +179,11 @@ mod tests {
 
     #[test]
     fn a_chunk_passes_by_all_rows_of_one_name() {
-        let rows = [row([0b11, 0b1]), row([0b110, 0b1]), row([0b1000, 0])];
-        assert_eq!(chunks(Some(&rows[..2]), &lookup(2, None)), [520, 513]);
+        let mut rows = [row([0xff, 0xff]); 3 * GROUP_PROBES];
+        rows[0] = row([0b11, 0b1]);
+        rows[2 * GROUP_PROBES - 1] = row([0b110, 0b1]);
+        rows[2 * GROUP_PROBES] = row([0b1000, 0]);
+        assert_eq!(chunks(Some(&rows[..2 * GROUP_PROBES]), &lookup(2, None)), [520, 513]);
         assert_eq!(chunks(Some(&rows), &lookup(2, Some(1))), [520, 515, 513]);
     }
 

@@ -4,9 +4,10 @@
 //! the size are its positions in this one, modulo that size.
 
 /// The number of bits that stand for a value.
-const PROBES: u64 = 8;
-/// The sizes of filters, in bytes. The tables accept no larger ones.
-const SMALLEST: usize = 8;
+pub(super) const PROBES: usize = 8;
+/// The sizes of filters, in bytes. In smaller ones the bits of a value would not be independent, and
+/// the tables accept no larger ones.
+pub(super) const SMALLEST: usize = 64;
 const LARGEST: usize = 4 << 20;
 /// A filter is folded as long as no more than this part of its bits is set: three in ten, so that
 /// no more than one in 15,000 other values passes (`0.3.powi(8)`). A search for a value that never
@@ -95,7 +96,7 @@ impl Filter {
 pub(super) fn probes(value: i64) -> impl Iterator<Item = i64> {
     let hash = value as u64;
     let step = hash >> 32 | 1;
-    (0..PROBES).map(move |nth| (hash.wrapping_add(nth.wrapping_mul(step)) % (LARGEST as u64 * 8)) as i64)
+    (0..PROBES as u64).map(move |nth| (hash.wrapping_add(nth.wrapping_mul(step)) % (LARGEST as u64 * 8)) as i64)
 }
 
 /// Makes a filter of values, however many, within bounded memory.
@@ -155,7 +156,7 @@ mod tests {
             assert!(values(0, count).all(|value| filter.may_contain(value)), "{count}");
             let others = values(1_000_000, 20_000).filter(|value| filter.may_contain(*value)).count();
             assert!(others < 20, "{others} with {count}");
-            assert!(filter.bits() as u64 <= 64.max(count * 64), "{} with {count}", filter.bits());
+            assert!(filter.bits() as u64 <= 512.max(count * 64), "{} with {count}", filter.bits());
         }
     }
 

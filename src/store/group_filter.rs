@@ -3,7 +3,7 @@
 //! value, and no other part of the filters is read for that.
 
 use super::WIDTH;
-use super::filter::Filter;
+use super::filter::{Filter, SMALLEST};
 
 /// The number of bytes of a row: a bit for each chunk.
 const ROW: usize = WIDTH as usize / 8;
@@ -29,10 +29,7 @@ impl GroupFilterBuilder {
     /// not more than twice as large as the filters together.
     pub fn finish(self) -> Vec<u8> {
         let longest = self.filters.iter().flatten().map(Filter::bits).max().unwrap_or(0);
-        let rows = match longest.min(2 * self.bits / WIDTH as usize) {
-            0 => 1,
-            rows => 1 << rows.ilog2(),
-        };
+        let rows = 1 << longest.min(2 * self.bits / WIDTH as usize).max(SMALLEST * 8).ilog2();
         let mut turned = vec![0; rows * ROW];
         for (column, filter) in self.filters.into_iter().enumerate().take(WIDTH as usize) {
             let filter = filter.map(|filter| filter.folded_to(rows));

@@ -747,3 +747,18 @@ async fn an_erasure_and_filters_that_are_added_wait_for_one_another() {
     });
     assert_eq!(added, [0]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_the_release_before_loses_an_erased_value() {
+    let (database, store) = migrated().await;
+    let store: Db = store;
+    let tenant = tenant(&*store).await;
+    let now = SystemClock.now();
+    let user = |place| if place == 300 { "ann" } else { "bob" };
+    append(&store, tenant, (0..512).map(|place| row(tenant, now, user(place), &["a"])).collect()).await;
+    let ann = values_of(&store, tenant, 300, 0).await[0];
+    let indexed = format!("INSERT INTO np_byok_chunk_values SELECT uid, {ann}, 1 FROM np_byok_tenants");
+    execute(&database.url, &indexed).await;
+    keeper(&store).erase(tenant, &PersonalValue::User("ann".to_owned())).await.unwrap();
+    assert_eq!(number(&database.url, "SELECT count(*) FROM np_byok_chunk_values").await, 0);
+}

@@ -184,7 +184,7 @@ impl SearchReads for Postgres {
             .bind(signed(groups.end))
             .bind(lookup.from.map(timestamptz))
             .bind(lookup.until.map(timestamptz))
-            .bind(lookup.all_probes())
+            .bind(lookup.group_probes())
             .bind(signed(limit as u64));
         self.all(query, group).await
     }

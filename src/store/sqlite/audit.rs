@@ -171,7 +171,7 @@ impl SearchReads for Sqlite {
             .bind(json!(groups).to_string())
             .bind(lookup.from.map(|from| from.0))
             .bind(lookup.until.map(|until| until.0))
-            .bind(json!(lookup.all_probes()).to_string())
+            .bind(json!(lookup.group_probes()).to_string())
             .bind(signed(limit as u64));
         self.all(query, group).await
     }
