@@ -96,7 +96,8 @@ impl Filter {
 pub(super) fn probes(value: i64) -> impl Iterator<Item = i64> {
     let hash = value as u64;
     let step = hash >> 32 | 1;
-    (0..PROBES as u64).map(move |nth| (hash.wrapping_add(nth.wrapping_mul(step)) % (LARGEST as u64 * 8)) as i64)
+    (0..PROBES as u64)
+        .map(move |nth| (hash.wrapping_add(nth.wrapping_mul(step)) % (LARGEST as u64 * 8)) as i64)
 }
 
 /// Makes a filter of values, however many, within bounded memory.
