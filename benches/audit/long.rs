@@ -89,10 +89,7 @@ impl Long {
                 "SELECT sum(pg_indexes_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'np_byok_audit'::regclass",
             ),
             ("tiles", "SELECT pg_total_relation_size('np_byok_tiles')::numeric"),
-            (
-                "chunks and values",
-                "SELECT (pg_total_relation_size('np_byok_chunks') + pg_total_relation_size('np_byok_chunk_values'))::numeric",
-            ),
+            ("filters", "SELECT pg_total_relation_size('np_byok_filters')::numeric"),
         ] {
             let bytes = number(&self.database, &format!("SELECT ({what})::double precision")).await;
             parts.push((name, bytes / (self.filled.entries + SHORT) as f64));

@@ -1,5 +1,5 @@
 -- What the serving role needs, and no more: heads, entries, DEKs and tenants are written by functions. A server of the release
--- before writes them itself, until migration 15 says that none runs. The role's name is in the setting `byok.serving_role` of
+-- before writes them itself, until migration 16 says that none runs. The role's name is in the setting `byok.serving_role` of
 -- this transaction, the schema of the tables in `byok.schema`, and the path is `pg_catalog, pg_temp`.
 DO $$
 DECLARE
@@ -8,7 +8,7 @@ DECLARE
     granted record;
     narrowed boolean;
 BEGIN
-    EXECUTE format('SELECT EXISTS (SELECT FROM %I.np_byok_migrations WHERE version = 15)', home) INTO narrowed;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I.np_byok_migrations WHERE version = 16)', home) INTO narrowed;
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %I', home, serving);
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', home, serving);
     FOR granted IN SELECT * FROM (VALUES
@@ -28,8 +28,9 @@ BEGIN
         ('np_byok_incidents', 'SELECT, INSERT'),
         ('np_byok_checkpoints', 'SELECT, INSERT'),
         ('np_byok_tiles', 'SELECT, INSERT'),
-        ('np_byok_chunks', 'SELECT, INSERT'),
-        ('np_byok_chunk_values', 'SELECT, INSERT'),
+        ('np_byok_chunks', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
+        ('np_byok_chunk_values', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
+        ('np_byok_filters', 'SELECT, INSERT (tenant, level, chunk, earliest, latest, filter), UPDATE (earliest, latest, filter)'),
         ('np_byok_announcements',
             'SELECT, INSERT, UPDATE (attempts, next_attempt_at, holder, outcome, ended_at)'),
         ('np_byok_streams', 'SELECT, INSERT, UPDATE (next, holder, leased_until, failing_since)')

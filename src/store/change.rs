@@ -13,7 +13,7 @@ use crate::model::{
 };
 
 use super::{
-    AnnouncementStep, Chunk, ChunkValue, DekRow, LogHead, PersonalValue, PublicationStep, StreamName,
+    AnnouncementStep, DekRow, FilterLevel, FilterRow, LogHead, PersonalValue, PublicationStep, StreamName,
     StreamStep, Tile,
 };
 
@@ -143,15 +143,15 @@ pub enum Change {
         /// Whether the hold is on.
         on: bool,
     },
-    /// Sets a personal value to null in the entries at these positions. Erases nothing for a tenant
-    /// on hold. Only the owner may do this.
+    /// Sets a personal value to null in the entries at these positions, and takes away the filters
+    /// that were made of them. Erases nothing for a tenant on hold. Only the owner may do this.
     Erase {
         /// The personal value.
         personal: PersonalValue,
         /// The positions of the entries.
         places: Range<u64>,
-        /// Whether the value is also removed from the index of chunks. Set with the last positions
-        /// of a chunk.
+        /// Whether the value is also removed from the index that the release before this one keeps.
+        /// Set with the last positions of a chunk.
         in_index: bool,
     },
     /// Replaces a record's id with its HMAC in the rows of its DEKs. Erases nothing for a tenant on
@@ -175,12 +175,25 @@ pub enum Change {
         /// The tiles, all of them full.
         tiles: Vec<Tile>,
     },
-    /// Adds the values that occur in chunks, sorted. Existing ones stay. Must come before the
-    /// chunks themselves.
-    AddChunkValues(Vec<ChunkValue>),
-    /// Adds chunks in their order. From then on, all values of these chunks count as present.
-    /// Existing chunks stay. Reports how many were added.
-    AddChunks(Vec<Chunk>),
+    /// Adds a row for a group of chunks, without a filter. Touches nothing if there is one.
+    OpenGroup {
+        /// The group's index.
+        group: u64,
+    },
+    /// Adds the filters of chunks of one group, or of the group itself, in their order. Existing
+    /// ones stay. Adds none if entries of the group were erased or dropped since it was read how
+    /// often that had happened. Reports how many were added.
+    AddFilters {
+        /// The index of the group.
+        group: u64,
+        /// How often entries of the group had been erased or dropped before the entries were read
+        /// of which the filters were made.
+        erasures: u64,
+        /// What the filters are of.
+        level: FilterLevel,
+        /// The filters.
+        filters: Vec<FilterRow>,
+    },
     /// Takes the next attempt to announce an incident, or reports the result of an attempt. Touches
     /// nothing if another holder has it.
     Announce {

@@ -1,6 +1,6 @@
 //! Data derived from a log's entries, so that a proof or a page need not read all of them: tiles of
-//! its tree, and chunks with the values that occur in them. This module has the types and defines
-//! which values are indexed; the worker derives the data.
+//! its tree, and filters of the values that occur in its chunks. This module has the types and
+//! defines which values can be searched for; the worker derives the data.
 
 use std::ops::Range;
 
@@ -49,24 +49,37 @@ impl Tile {
     }
 }
 
-/// The [`WIDTH`] positions from `index * WIDTH` on, with the time range of their entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// The index of the chunk, counted over all of the tenant's entries in all of its logs.
+/// What a filter is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FilterLevel {
+    /// A chunk: the entries at [`WIDTH`] positions, counted over all of the tenant's entries in all
+    /// of its logs. The filter is a [`Filter`](super::Filter).
+    Chunk,
+    /// A group of [`WIDTH`] chunks. The filter is what a
+    /// [`GroupFilterBuilder`](super::GroupFilterBuilder) makes.
+    Group,
+}
+
+impl FilterLevel {
+    pub(super) fn number(self) -> i64 {
+        match self {
+            Self::Chunk => 0,
+            Self::Group => 1,
+        }
+    }
+}
+
+/// The filter of a chunk or of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterRow {
+    /// The index of the chunk or group, from 0.
     pub index: u64,
     /// The time of the earliest entry.
     pub earliest: Timestamp,
     /// The time of the latest entry.
     pub latest: Timestamp,
-}
-
-/// The fact that a value occurs in a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ChunkValue {
-    /// 64 bits of a hash of the value, its kind and the tenant.
-    pub value: i64,
-    /// The chunk's index.
-    pub chunk: u64,
+    /// The filter's bytes. `None` where it is to be made again.
+    pub filter: Option<Vec<u8>>,
 }
 
 /// The values by which an entry can be found.
@@ -91,14 +104,13 @@ pub struct UnderivedLog {
     pub first: u64,
     /// The position after the log's last entry.
     pub end: u64,
-    /// The first chunk to derive.
+    /// The first chunk that has no filter yet.
     pub next_chunk: u64,
     /// The first tile of level 0 to derive.
     pub next_tile: u64,
 }
 
-/// A value by which an entry can be found. Request ids are not included: no filter asks for them,
-/// and each entry would need its own row in the index.
+/// A value by which an entry can be found. Request ids are not included: no search asks for them.
 #[derive(Clone, Copy)]
 pub(super) enum Searchable<'a> {
     Record(&'a str),
@@ -144,8 +156,8 @@ pub(super) fn each_record(records: &str, mut give: impl FnMut(&str)) -> Option<(
 /// Reads for the worker that derives, and reads of existing tiles.
 #[async_trait]
 pub trait DerivedReads {
-    /// Returns the logs that have at least one chunk or tile of level 0 that is not derived yet.
-    /// Returns only some of them if there are very many.
+    /// Returns the logs that have at least one tile of level 0 or filter that is not derived yet, or
+    /// is to be made again. Returns only some of them if there are very many.
     async fn underived_logs(&self) -> Result<Vec<UnderivedLog>, ReadError>;
 
     /// Returns the values of the entries at these positions, oldest first. Ends early once the
@@ -158,8 +170,28 @@ pub trait DerivedReads {
         items: u32,
     ) -> Result<Vec<EntryValues>, ReadError>;
 
-    /// Returns the end of the tiles of a level: 1 more than the last tile's index.
-    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError>;
+    /// Returns how often entries of a group of chunks were erased or dropped, or `None` if the group
+    /// has no row yet.
+    async fn erasures(&self, tenant: TenantUid, group: u64) -> Result<Option<u64>, ReadError>;
+
+    /// Returns up to `limit` of the filters that are to be made again: of chunks below `end`, and
+    /// then of groups that end there or before.
+    async fn unfilled(
+        &self,
+        tenant: TenantUid,
+        end: u64,
+        limit: u64,
+    ) -> Result<Vec<(FilterLevel, u64)>, ReadError>;
+
+    /// Returns the filters of these chunks, in order. Ends early once they are large, and returns
+    /// none only if none are left. Missing ones are left out.
+    async fn chunk_filters(&self, tenant: TenantUid, chunks: Range<u64>)
+    -> Result<Vec<FilterRow>, ReadError>;
+
+    /// Returns the end of the tiles of a level whose index is below `before`: 1 more than the last
+    /// tile's index.
+    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32, before: u64)
+    -> Result<u64, ReadError>;
 
     /// Returns these tiles, in any order. Missing tiles are left out.
     async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError>;

@@ -12,11 +12,12 @@
 //! | the keyring | [`KeyringStore`], and [`LogReads`] for sealing rows |
 //! | requests, in `app` | [`RequestReads`] |
 //! | what verifies a log or proves parts of it | [`LogReads`] |
-//! | the background jobs, the worker that derives tiles and chunks among them | [`Store`] |
+//! | the background jobs, the worker that derives tiles and filters among them | [`Store`] |
 //! | the command line, and what only the owner of the tables may do | [`Database`] |
 
 mod announcement;
 mod byte_limit;
+mod candidates;
 mod change;
 mod commit;
 mod database;
@@ -24,6 +25,8 @@ mod derived;
 mod entry;
 mod failure;
 mod fence;
+mod filter;
+mod group_filter;
 mod migration;
 mod open;
 mod outgoing;
@@ -50,10 +53,12 @@ pub use change::Change;
 pub use commit::{Batch, CommitError, Commits, Committed};
 pub use database::{Database, Exposure};
 pub use derived::{
-    Chunk, ChunkValue, DerivedReads, EntryValues, TILE_LEVELS, Tile, TileId, UnderivedLog, WIDTH,
+    DerivedReads, EntryValues, FilterLevel, FilterRow, TILE_LEVELS, Tile, TileId, UnderivedLog, WIDTH,
 };
 pub use entry::{EntryFilter, EntryRow, LogHead, Page, PlacedEntry, leaf_of};
 pub use fence::{Fence, FenceReading, Gate, Requirement, Snapshot, Watched};
+pub use filter::{Filter, FilterBuilder};
+pub use group_filter::GroupFilterBuilder;
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use outgoing::OutgoingReads;

@@ -62,7 +62,7 @@ pub(super) async fn replay_outcome(
             // Repeating these does no harm. No publication is committed together with an entry.
             Change::ExtendWatch { .. } | Change::Retire { .. } | Change::Publish { .. } => true,
             // If one of these is missing after all, the worker derives it again.
-            Change::AddTiles { .. } | Change::AddChunkValues(_) | Change::AddChunks(_) => true,
+            Change::AddTiles { .. } | Change::OpenGroup { .. } | Change::AddFilters { .. } => true,
             Change::UpdateProof { to, .. } => {
                 let seen = store.proofs(tenant).await.map_err(unknown)?;
                 seen.rows.iter().any(|row| row == to)

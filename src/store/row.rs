@@ -14,7 +14,10 @@ use crate::model::{
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::derived::{Chunk, EntryValues, Searchable, Tile, TileId, UnderivedLog, each_record, index_value};
+use super::candidates::{Chunk, Group};
+use super::derived::{
+    EntryValues, FilterLevel, FilterRow, Searchable, Tile, TileId, UnderivedLog, each_record, index_value,
+};
 use super::search::{Bounds, SearchHit};
 use super::{
     CheckpointRow, DekRow, DueAnnouncement, EntryRow, LogHead, PlacedEntry, Publication, StreamName,
@@ -243,22 +246,44 @@ pub(super) fn tile_root(row: &impl Columns) -> Result<(u64, Hash), Error> {
 
 /// Decodes the columns `chunk, earliest, latest`.
 pub(super) fn chunk(row: &impl Columns) -> Result<Chunk, Error> {
-    Ok(Chunk {
+    Ok(Chunk { index: number(row, 0)?, earliest: row.timestamp(1)?, latest: row.timestamp(2)? })
+}
+
+/// Decodes the columns `chunk, rows`.
+pub(super) fn group(row: &impl Columns) -> Result<Group, Error> {
+    Ok(Group { index: number(row, 0)?, rows: row.bytes(1)? })
+}
+
+/// Decodes the columns `chunk, earliest, latest, filter`. A row without times says nothing about
+/// the time of its entries.
+pub(super) fn filter_row(row: &impl Columns) -> Result<FilterRow, Error> {
+    Ok(FilterRow {
         index: number(row, 0)?,
-        earliest: required(row.timestamp(1)?)?,
-        latest: required(row.timestamp(2)?)?,
+        earliest: row.timestamp(1)?.unwrap_or(Timestamp(i64::MIN)),
+        latest: row.timestamp(2)?.unwrap_or(Timestamp(i64::MAX)),
+        filter: row.bytes(3)?,
     })
 }
 
-/// Decodes the columns `size, indexed, lowest, highest`: the last two are the lowest and the
-/// highest chunk of the index in the wanted time, if any.
-pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
-    let chunk = |at| row.number(at)?.map(|chunk| required(u64::try_from(chunk).ok())).transpose();
-    let chunks = match (chunk(2)?, chunk(3)?) {
-        (Some(lowest), Some(highest)) => lowest..highest + 1,
-        _ => 0..0,
+/// Decodes the columns `level, chunk`.
+pub(super) fn filter_id(row: &impl Columns) -> Result<(FilterLevel, u64), Error> {
+    let level = match number::<i64>(row, 0)? {
+        0 => FilterLevel::Chunk,
+        _ => FilterLevel::Group,
     };
-    Ok(Bounds { end: number(row, 0)?, indexed: number(row, 1)?, chunks })
+    Ok((level, number(row, 1)?))
+}
+
+/// Decodes the columns `size, indexed, first`: the last one is null without an entry.
+pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
+    let first = row.number(2)?.map(|first| required(u64::try_from(first).ok())).transpose()?;
+    Ok(Bounds { end: number(row, 0)?, indexed: number(row, 1)?, first })
+}
+
+/// Decodes the highest index of some rows, or null without one, into the end of their indexes.
+pub(super) fn end(row: &impl Columns) -> Result<u64, Error> {
+    let highest = row.number(0)?.map(|highest| required(u64::try_from(highest).ok())).transpose()?;
+    Ok(highest.map_or(0, |highest| highest + 1))
 }
 
 /// Decodes the columns `size, note, made_at`.

@@ -1,6 +1,6 @@
-//! Finds a page of a log's entries, newest first. It reads only chunks that can match, which it
-//! takes from the index, and reads entries that the worker has not reached yet directly. The amount
-//! that one call reads is bounded in entries and in bytes, whatever the filter.
+//! Finds a page of a log's entries, newest first. It reads only chunks that can match, by their
+//! filters, and reads entries that the worker has not reached yet directly. The amount that one call
+//! reads is bounded in entries, filters and bytes, whatever is searched for.
 
 use std::ops::Range;
 
@@ -8,7 +8,8 @@ use async_trait::async_trait;
 
 use crate::model::{TenantUid, Timestamp};
 
-use super::derived::{Chunk, Searchable, WIDTH, filter_values, index_value};
+use super::candidates::{Candidates, Chunk, Group, Lookup};
+use super::derived::WIDTH;
 use super::{EntryFilter, Page, PlacedEntry, ReadError};
 
 /// The largest number of chunks whose entries one call reads.
@@ -20,18 +21,17 @@ const MAX_RECORD_STEP: usize = 4;
 /// The number of statements that may end early because entries are large; after that, the call
 /// ends. Each of these statements has read about as many bytes as its limit allows.
 const MAX_EARLY_ENDS: usize = 8;
-/// The number of chunks that are looked up in the index for each wanted one, if more than one
-/// condition must hold.
-const LOOKUPS_PER_CHUNK: usize = 64;
+/// How often one call looks for chunks to read.
+const MAX_LOOKUPS: usize = 24;
 
 /// The range that there is to search.
 pub(super) struct Bounds {
     /// The position after the last entry.
     pub(super) end: u64,
-    /// The number of chunks in the index.
+    /// The number of chunks that have filters.
     pub(super) indexed: u64,
-    /// The range of those chunks that have entries in the wanted time.
-    pub(super) chunks: Range<u64>,
+    /// The position of the first entry, if there is one.
+    pub(super) first: Option<u64>,
 }
 
 /// Positions to read, and a time range, inclusive at both ends.
@@ -53,43 +53,29 @@ pub(super) enum SearchHit {
     },
 }
 
-/// The value by which chunks are looked up.
-#[derive(Clone, Copy)]
-pub(super) enum Lookup {
-    One(i64),
-    /// At least one of two values.
-    Either(i64, i64),
-}
-
 /// The reads that a search needs from a database.
 #[async_trait]
 pub(super) trait SearchReads: Sync {
     /// Returns the range to search, or `None` for a tenant without a log.
-    async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError>;
+    async fn bounds(&self, tenant: TenantUid) -> Result<Option<Bounds>, ReadError>;
 
-    /// Returns up to `limit` chunks, newest first.
+    /// Returns up to `limit` of these groups that may have entries in the wanted time, newest first.
+    async fn groups(
+        &self,
+        tenant: TenantUid,
+        groups: Range<u64>,
+        lookup: &Lookup,
+        limit: usize,
+    ) -> Result<Vec<Group>, ReadError>;
+
+    /// Returns up to `limit` of these chunks that may match by their times and filters, newest
+    /// first.
     async fn chunks(
         &self,
         tenant: TenantUid,
-        within: Range<u64>,
-        limit: usize,
-    ) -> Result<Vec<Chunk>, ReadError>;
-
-    /// Returns up to `limit` of the chunks in which a value occurs, newest first.
-    async fn chunks_with(
-        &self,
-        tenant: TenantUid,
-        value: Lookup,
-        within: Range<u64>,
-        limit: usize,
-    ) -> Result<Vec<u64>, ReadError>;
-
-    /// Returns those of these chunks in which all the values occur, newest first.
-    async fn chunks_with_all(
-        &self,
-        tenant: TenantUid,
-        values: &[i64],
         chunks: &[u64],
+        lookup: &Lookup,
+        limit: usize,
     ) -> Result<Vec<Chunk>, ReadError>;
 
     /// Returns up to `limit` entries of the spans that match the filter (except its times) or were
@@ -112,7 +98,7 @@ pub(super) async fn page(
     before: Option<u64>,
     limit: u32,
 ) -> Result<Page, ReadError> {
-    let Some(bounds) = store.bounds(tenant, filter).await? else { return Ok(Page::default()) };
+    let Some(bounds) = store.bounds(tenant).await? else { return Ok(Page::default()) };
     let (chunks_left, largest_step) = match filter.record_id {
         None => (MAX_CHUNKS, MAX_CHUNKS),
         Some(_) => (MAX_RECORD_CHUNKS, MAX_RECORD_STEP),
@@ -131,7 +117,9 @@ pub(super) async fn page(
     };
     let mut below = before.unwrap_or(u64::MAX).min(bounds.end);
 
-    let indexed = bounds.indexed * WIDTH;
+    // What was dropped is not looked for.
+    let lowest = bounds.first.unwrap_or(bounds.end);
+    let indexed = lowest.max(bounds.indexed * WIDTH);
     while below > indexed {
         let Some(step) = search.next_step() else { return Ok(search.page_until(below)) };
         let first = below.div_ceil(WIDTH).saturating_sub(step as u64) * WIDTH;
@@ -143,13 +131,15 @@ pub(super) async fn page(
         }
     }
 
-    let mut within = bounds.chunks.start..bounds.chunks.end.min(below.div_ceil(WIDTH));
-    let (lead, others) = search.values(within.clone()).await?;
+    let mut within = lowest / WIDTH..bounds.indexed.min(below.div_ceil(WIDTH));
+    let mut candidates = Candidates::new(store, tenant, filter);
+    let mut lookups_left = MAX_LOOKUPS;
     while !within.is_empty() {
-        let Some(step) = search.next_step() else {
-            return Ok(search.page_until(below.min(within.end * WIDTH)));
-        };
-        let (chunks, rest) = search.candidates(lead, &others, within.clone(), step).await?;
+        let step = if lookups_left > 0 { search.next_step() } else { None };
+        let Some(step) = step else { return Ok(search.page_until(below.min(within.end * WIDTH))) };
+        lookups_left -= 1;
+        let (chunks, rest) = candidates.next(within.clone(), step).await?;
+        search.chunks_left += step - chunks.len();
         let span = |chunk: &Chunk| {
             let first = chunk.index * WIDTH;
             search.span(first..below.min(first + WIDTH), Some(*chunk))
@@ -209,8 +199,9 @@ impl<S: SearchReads> Search<'_, S> {
     fn span(&self, places: Range<u64>, chunk: Option<Chunk>) -> Span {
         // Times are whole microseconds.
         let last = self.filter.until.map(|until| Timestamp(until.0.saturating_sub(1)));
-        let earliest = [self.filter.from, chunk.map(|chunk| chunk.earliest)].into_iter().flatten().max();
-        let latest = [last, chunk.map(|chunk| chunk.latest)].into_iter().flatten().min();
+        let of_chunk = chunk.map_or((None, None), |chunk| (chunk.earliest, chunk.latest));
+        let earliest = [self.filter.from, of_chunk.0].into_iter().flatten().max();
+        let latest = [last, of_chunk.1].into_iter().flatten().min();
         Span { places, earliest, latest }
     }
 
@@ -238,80 +229,5 @@ impl<S: SearchReads> Search<'_, S> {
 
     fn page_until(self, below: u64) -> Page {
         Page { entries: self.found, next: (below > 0).then_some(below) }
-    }
-
-    /// Returns the value that occurs in the fewest chunks, as estimated from a few chunks of each
-    /// value, and the other values. A record that has two values comes first, however many chunks
-    /// have one of them.
-    async fn values(&self, within: Range<u64>) -> Result<(Option<Lookup>, Vec<i64>), ReadError> {
-        let mut values = filter_values(self.tenant, self.filter);
-        let of = |record: &String| index_value(self.tenant, Searchable::Record(record));
-        match (self.filter.record_id.as_ref().map(of), self.filter.record_hash.as_ref().map(of)) {
-            (Some(id), Some(hash)) => return Ok((Some(Lookup::Either(id, hash)), values)),
-            (id, _) => values.extend(id),
-        }
-        self.rarest_first(&mut values, within).await?;
-        Ok(match values.split_first() {
-            None => (None, Vec::new()),
-            Some((rarest, others)) => (Some(Lookup::One(*rarest)), others.to_vec()),
-        })
-    }
-
-    async fn rarest_first(&self, values: &mut [i64], within: Range<u64>) -> Result<(), ReadError> {
-        if values.len() < 2 || within.is_empty() {
-            return Ok(());
-        }
-        let mut rarest = (true, u64::MAX, 0);
-        for (place, value) in values.iter().enumerate() {
-            let value = Lookup::One(*value);
-            let chunks =
-                self.store.chunks_with(self.tenant, value, within.clone(), LOOKUPS_PER_CHUNK).await?;
-            let more = chunks.len() == LOOKUPS_PER_CHUNK;
-            let common = if more { chunks.last().copied().unwrap_or(0) } else { chunks.len() as u64 };
-            rarest = rarest.min((more, common, place));
-        }
-        values.swap(0, rarest.2);
-        Ok(())
-    }
-
-    /// Returns up to `wanted` chunks that can match, newest first, and the range that is left to
-    /// search.
-    async fn candidates(
-        &self,
-        lead: Option<Lookup>,
-        others: &[i64],
-        within: Range<u64>,
-        wanted: usize,
-    ) -> Result<(Vec<Chunk>, Range<u64>), ReadError> {
-        let (from, until) = (self.filter.from, self.filter.until);
-        let is_certain = others.is_empty() && from.is_none() && until.is_none();
-        let looked_up = if is_certain { wanted } else { wanted * LOOKUPS_PER_CHUNK };
-        let (found, last, mut chunks) = match lead {
-            None => {
-                let chunks = self.store.chunks(self.tenant, within.clone(), looked_up).await?;
-                (chunks.len(), chunks.last().map(|chunk| chunk.index), chunks)
-            }
-            Some(lead) => {
-                let found = self.store.chunks_with(self.tenant, lead, within.clone(), looked_up).await?;
-                let chunks = if found.is_empty() {
-                    Vec::new()
-                } else {
-                    self.store.chunks_with_all(self.tenant, others, &found).await?
-                };
-                (found.len(), found.last().copied(), chunks)
-            }
-        };
-        chunks.retain(|chunk| {
-            from.is_none_or(|from| chunk.latest >= from) && until.is_none_or(|until| chunk.earliest < until)
-        });
-        let end = if chunks.len() > wanted {
-            chunks.truncate(wanted);
-            chunks.last().map_or(within.start, |chunk| chunk.index)
-        } else if found == looked_up {
-            last.unwrap_or(within.start)
-        } else {
-            within.start
-        };
-        Ok((chunks, within.start..end))
     }
 }

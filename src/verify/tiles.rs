@@ -52,7 +52,7 @@ impl<'s> Tiles<'s> {
     pub(super) async fn finish(mut self, head: &LogHead, report: &mut Report) -> Result<(), ReadError> {
         self.compare_leaves().await?;
         for level in 0..TILE_LEVELS {
-            let end = self.store.tiles_end(self.tenant, self.log, level).await?;
+            let end = self.store.tiles_end(self.tenant, self.log, level, u64::MAX).await?;
             self.compare_level(level, end).await?;
             if end > 0 {
                 self.compare_end(level, end, head).await?;

@@ -11,8 +11,8 @@ use byok::model::{
     Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
 };
 use byok::store::{
-    Batch, Change, Database, DekRow, EntryFilter, EntryRow, PersonalValue, PlacedEntry, PruneError,
-    Retention, Tile, TileId,
+    Batch, Change, Database, DekRow, EntryFilter, EntryRow, Filter, FilterBuilder, FilterLevel, FilterRow,
+    PersonalValue, PlacedEntry, PruneError, Retention, Tile, TileId,
 };
 use byok::verify::{Trust, verify_log};
 use sqlx::{Connection, PgConnection};
@@ -56,6 +56,9 @@ on_both_databases! {
     an_erased_record_leaves_the_rows_of_its_deks_which_stay
     nothing_is_erased_of_a_tenant_on_hold
     an_erased_value_is_found_by_nobody
+    no_filter_has_a_value_once_it_is_erased
+    what_was_read_before_an_erasure_is_not_added
+    no_filter_has_a_value_of_dropped_entries_alone
     what_comes_after_an_erased_part_is_still_found
     entries_stay_whose_tiles_are_not_theirs
     nobody_elses_values_are_erased
@@ -312,6 +315,120 @@ async fn an_erased_value_is_found_by_nobody(database: Db) {
     );
     assert_eq!(found(of(None, Some("a"))).await, 0);
     verifies(&database, tenant).await;
+}
+
+/// What stands of these chunks' filters about a value: `None` where there is no filter.
+async fn may_have(
+    database: &Db,
+    tenant: TenantUid,
+    chunks: std::ops::Range<u64>,
+    value: i64,
+) -> Vec<Option<bool>> {
+    let rows = database.chunk_filters(tenant, chunks).await.unwrap();
+    let filters = rows.into_iter().map(|row| row.filter.map(|bytes| Filter::from_bytes(bytes).unwrap()));
+    filters.map(|filter| Some(filter?.may_contain(value))).collect()
+}
+
+/// The values by which this entry can be found and that one cannot.
+async fn values_of(database: &Db, tenant: TenantUid, place: u64, and_not: u64) -> Vec<i64> {
+    let of = async |place| database.entry_values(tenant, place..place + 1, 1).await.unwrap().remove(0).values;
+    let others = of(and_not).await;
+    of(place).await.into_iter().filter(|value| !others.contains(value)).collect()
+}
+
+async fn no_filter_has_a_value_once_it_is_erased(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    // More than a group, with the erased user in its second chunk and in the one after it.
+    let rows = (0..66_000)
+        .map(|place| row(tenant, now, if [300, 65_600].contains(&place) { "ann" } else { "bob" }, &["a"]));
+    for rows in rows.collect::<Vec<_>>().chunks(2_048) {
+        append(&database, tenant, rows.to_vec()).await;
+    }
+    derive(&database).await;
+    let (ann, bob) = (values_of(&database, tenant, 300, 0).await, values_of(&database, tenant, 0, 300).await);
+    let ([ann], [bob]) = (&ann[..], &bob[..]) else { panic!("a user each") };
+    let (ann, bob) = (*ann, *bob);
+    assert_eq!(may_have(&database, tenant, 0..3, ann).await, [Some(false), Some(true), Some(false)]);
+    assert_eq!(may_have(&database, tenant, 256..257, ann).await, [Some(true)]);
+    assert_eq!(database.unfilled(tenant, 257, 9).await, Ok(vec![]));
+
+    let erase =
+        |places| Change::Erase { personal: PersonalValue::User("ann".to_owned()), places, in_index: true };
+    let erased = database.commit(&changes(tenant, vec![erase(0..256), erase(256..512)])).await.unwrap();
+    assert_eq!(erased.applied, [0, 1]);
+    // Where nothing was erased the filter stays.
+    assert_eq!(may_have(&database, tenant, 0..3, ann).await, [Some(false), None, Some(false)]);
+    let gone = [(FilterLevel::Chunk, 1), (FilterLevel::Group, 0)];
+    assert_eq!(database.unfilled(tenant, 257, 9).await.as_deref(), Ok(&gone[..]));
+    let found = async |user: &str, before| {
+        let filter = EntryFilter { user: Some(user.to_owned()), ..EntryFilter::default() };
+        database.entries(tenant, &filter, before, 1_000).await.unwrap().entries.len()
+    };
+    assert_eq!((found("ann", None).await, found("bob", Some(512)).await), (1, 511));
+    derive(&database).await;
+    assert_eq!(may_have(&database, tenant, 0..3, ann).await, [Some(false); 3]);
+    assert_eq!(may_have(&database, tenant, 0..3, bob).await, [Some(true); 3]);
+    assert_eq!(database.unfilled(tenant, 257, 9).await, Ok(vec![]));
+    assert_eq!((found("ann", None).await, found("bob", Some(512)).await), (1, 511));
+    let erased = database.commit(&changes(tenant, vec![erase(65_536..66_000)])).await.unwrap();
+    assert_eq!(erased.applied, [1]);
+    assert_eq!(may_have(&database, tenant, 256..257, ann).await, [None]);
+    derive(&database).await;
+    assert_eq!(may_have(&database, tenant, 256..257, ann).await, [Some(false)]);
+    assert_eq!(found("ann", None).await, 0);
+}
+
+/// The filter of a chunk as a worker makes it of these entries.
+async fn filter_of(database: &Db, tenant: TenantUid, index: u64) -> FilterRow {
+    let entries = database.entry_values(tenant, index * 256..(index + 1) * 256, 65_536).await.unwrap();
+    let (earliest, latest) = (entries[0].at, entries[0].at);
+    let mut values = FilterBuilder::default();
+    entries.into_iter().for_each(|entry| values.extend(entry.values));
+    FilterRow { index, earliest, latest, filter: Some(values.finish().into_bytes()) }
+}
+
+async fn what_was_read_before_an_erasure_is_not_added(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    append(&database, tenant, (0..512).map(|_| row(tenant, now, "ann", &["a"])).collect()).await;
+    let add = |erasures, row: FilterRow| {
+        let add = Change::AddFilters { group: 0, erasures, level: FilterLevel::Chunk, filters: vec![row] };
+        changes(tenant, vec![add])
+    };
+    let open = changes(tenant, vec![Change::OpenGroup { group: 0 }]);
+    assert_eq!(database.commit(&open).await.unwrap().applied, [1]);
+    for (personal, before) in
+        [(PersonalValue::User("ann".to_owned()), 0), (PersonalValue::Record("a".to_owned()), 1)]
+    {
+        assert_eq!(database.erasures(tenant, 0).await, Ok(Some(before)));
+        let read = filter_of(&database, tenant, 0).await;
+        let erase = Change::Erase { personal, places: 0..256, in_index: true };
+        assert_eq!(database.commit(&changes(tenant, vec![erase])).await.unwrap().applied, [256]);
+        assert_eq!(database.commit(&add(before, read)).await.unwrap().applied, [0]);
+    }
+    assert_eq!(database.chunk_filters(tenant, 0..2).await, Ok(vec![]));
+    let read = filter_of(&database, tenant, 0).await;
+    assert_eq!(database.commit(&add(2, read.clone())).await.unwrap().applied, [1]);
+    assert_eq!(database.chunk_filters(tenant, 0..2).await, Ok(vec![read]));
+}
+
+async fn no_filter_has_a_value_of_dropped_entries_alone(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 300).await;
+    append(&database, tenant, (0..300).map(|_| row(tenant, SystemClock.now(), "ann", &["b"])).collect())
+        .await;
+    derive(&database).await;
+    let dropped = values_of(&database, tenant, 0, 400).await;
+    assert_eq!(dropped.len(), 2);
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(300));
+    assert_eq!(may_have(&database, tenant, 0..2, dropped[0]).await, [None, None]);
+    derive(&database).await;
+    for value in dropped {
+        assert_eq!(may_have(&database, tenant, 0..2, value).await, [Some(false), Some(false)]);
+    }
+    let record = EntryFilter { record_id: Some("b".to_owned()), ..EntryFilter::default() };
+    assert_eq!(database.entries(tenant, &record, None, 1_000).await.unwrap().entries.len(), 300);
 }
 
 async fn what_comes_after_an_erased_part_is_still_found(database: Db) {
@@ -571,4 +688,80 @@ async fn entries_are_read_while_a_month_is_dropped() {
     assert!(of_month.is_ok(), "{of_month:?}");
     reading.commit().await.unwrap();
     assert_eq!(pruning.await.unwrap(), Ok(512));
+}
+
+/// Waits until a statement of this database waits for a lock.
+async fn until_one_waits(connection: &mut PgConnection) {
+    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock')";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut *connection).await.unwrap() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_and_filters_that_are_added_wait_for_one_another() {
+    let (database, store) = migrated().await;
+    let store: Db = store;
+    let tenant = tenant(&*store).await;
+    let now = SystemClock.now();
+    append(&store, tenant, (0..512).map(|_| row(tenant, now, "ann", &["a"])).collect()).await;
+    let commit = async |change: Change| store.commit(&changes(tenant, vec![change])).await.unwrap().applied;
+    let add = |erasures, row| Change::AddFilters {
+        group: 0,
+        erasures,
+        level: FilterLevel::Chunk,
+        filters: vec![row],
+    };
+    let erase =
+        |places| Change::Erase { personal: PersonalValue::User("ann".to_owned()), places, in_index: true };
+    commit(Change::OpenGroup { group: 0 }).await;
+    let (first, second) = (filter_of(&store, tenant, 0).await, filter_of(&store, tenant, 1).await);
+    let mut other = PgConnection::connect(&database.url).await.unwrap();
+    let mut watching = PgConnection::connect(&database.url).await.unwrap();
+
+    // A worker that is adding a filter as the erasure comes.
+    let mut adding = other.begin().await.unwrap();
+    for sql in [
+        "SELECT 1 FROM np_byok_filters WHERE level = 1 FOR NO KEY UPDATE",
+        "INSERT INTO np_byok_filters (tenant, level, chunk, filter)
+            SELECT uid, 0, 0, decode('ffffffffffffffff', 'hex') FROM np_byok_tenants",
+    ] {
+        sqlx::query(sql).execute(&mut *adding).await.unwrap();
+    }
+    let (erased, ()) = tokio::join!(commit(erase(0..256)), async {
+        until_one_waits(&mut watching).await;
+        adding.commit().await.unwrap();
+    });
+    assert_eq!(erased, [256]);
+    let filters = store.chunk_filters(tenant, 0..1).await.unwrap();
+    assert_eq!(filters.into_iter().map(|row| row.filter).collect::<Vec<_>>(), [None]);
+    assert_eq!(commit(add(0, first)).await, [0]);
+
+    // An erasure that is not committed yet as the worker comes.
+    let mut erasing = other.begin().await.unwrap();
+    sqlx::query("UPDATE np_byok_filters SET filter = NULL, erasures = erasures + 1 WHERE level = 1")
+        .execute(&mut *erasing)
+        .await
+        .unwrap();
+    let (added, ()) = tokio::join!(commit(add(1, second)), async {
+        until_one_waits(&mut watching).await;
+        erasing.commit().await.unwrap();
+    });
+    assert_eq!(added, [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_the_release_before_loses_an_erased_value() {
+    let (database, store) = migrated().await;
+    let store: Db = store;
+    let tenant = tenant(&*store).await;
+    let now = SystemClock.now();
+    let user = |place| if place == 300 { "ann" } else { "bob" };
+    append(&store, tenant, (0..512).map(|place| row(tenant, now, user(place), &["a"])).collect()).await;
+    let ann = values_of(&store, tenant, 300, 0).await[0];
+    let indexed = format!("INSERT INTO np_byok_chunk_values SELECT uid, {ann}, 1 FROM np_byok_tenants");
+    execute(&database.url, &indexed).await;
+    keeper(&store).erase(tenant, &PersonalValue::User("ann".to_owned())).await.unwrap();
+    assert_eq!(number(&database.url, "SELECT count(*) FROM np_byok_chunk_values").await, 0);
 }

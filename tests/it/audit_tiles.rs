@@ -1,4 +1,4 @@
-//! What is derived from the logs: tiles and proofs over them, chunks and pages over them; on every database. Whatever has been
+//! What is derived from the logs: tiles and proofs over them, filters and pages over them; on every database. Whatever has been
 //! derived and whatever not, proofs and pages are the same.
 
 use std::ops::Range;
@@ -8,7 +8,9 @@ use std::time::Duration;
 use byok::audit::{Derivation, Derived, Tree, TreeError};
 use byok::merkle::{Frontier, Hash, root_of, verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, TenantUid, Timestamp};
-use byok::store::{Change, ChunkValue, EntryFilter, EntryRow, Sqlite, Store, Tile, TileId, WIDTH};
+use byok::store::{
+    Change, EntryFilter, EntryRow, FilterLevel, FilterRow, Sqlite, Store, Tile, TileId, WIDTH,
+};
 use byok::verify::{Claim, Finding, Trust, verify_log};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +28,9 @@ on_every_database! {
     a_tile_that_stands_on_a_wrong_one_is_said_too
     a_tile_far_past_its_log_does_not_stop_the_derivation
     walked_pages_hold_all_matches_alone_however_far_the_worker_is
-    a_chunk_named_for_a_value_it_lacks_gives_nothing
+    a_filter_that_lets_everything_pass_gives_nothing_wrong
+    pages_of_a_log_of_groups_hold_all_matches_alone
+    two_workers_at_once_make_the_same_filters
     a_page_that_finds_nothing_in_a_long_log_ends
     an_entry_past_a_commits_named_records_is_found_by_each
     a_tenant_has_its_own_tiles_and_pages
@@ -83,7 +87,7 @@ async fn grow(store: &Db, tenant: TenantUid, leaves: &mut Vec<Hash>, to: u64) {
 /// That the tiles of a level are those that these hashes make, and gives their roots.
 async fn check_tiles(store: &Db, tenant: TenantUid, log: u32, level: u32, hashes: &[Hash]) -> Vec<Hash> {
     let full = hashes.len() as u64 / WIDTH;
-    assert_eq!(store.tiles_end(tenant, log, level).await.unwrap(), full, "level {level}");
+    assert_eq!(store.tiles_end(tenant, log, level, u64::MAX).await.unwrap(), full, "level {level}");
     let ids: Vec<TileId> = (0..full).map(|index| TileId { level, index }).collect();
     let mut tiles = store.tiles(tenant, log, &ids).await.unwrap();
     tiles.sort_by_key(|tile| tile.id);
@@ -207,8 +211,7 @@ async fn two_workers_at_once_derive_the_same_once(store: Db) {
 
 async fn a_tile_far_past_its_log_does_not_stop_the_derivation(store: Db) {
     let tenant = tenant(&*store).await;
-    let id = TileId { level: 0, index: 1 << 60 };
-    let tiles = vec![Tile { id, hashes: vec![Hash([0; 32]); WIDTH as usize] }];
+    let tiles = [1 << 60, i64::MAX as u64].map(|index| tile(0, index, 0)).to_vec();
     store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
     grow(&store, tenant, &mut Vec::new(), 600).await;
     let derived = tokio::time::timeout(Duration::from_secs(30), pass(&store)).await;
@@ -224,9 +227,9 @@ async fn a_worker_that_is_told_to_stop_leaves_the_rest(store: Db) {
     let stop = CancellationToken::new();
     stop.cancel();
     assert_eq!(Derivation::default().pass(&*store, &stop).await, Derived::More);
-    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(0));
+    assert_eq!(store.tiles_end(tenant, 1, 0, u64::MAX).await, Ok(0));
     assert_eq!(pass(&store).await, Derived::All);
-    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+    assert_eq!(store.tiles_end(tenant, 1, 0, u64::MAX).await, Ok(2));
 }
 
 async fn a_damaged_log_holds_up_no_other(store: Db) {
@@ -241,7 +244,7 @@ async fn a_damaged_log_holds_up_no_other(store: Db) {
     for (size, tiles) in [(300, 1), (600, 2)] {
         grow(&store, other, &mut leaves, size).await;
         assert_eq!(derivation.pass(&*store, &stop).await, Derived::All);
-        assert_eq!(store.tiles_end(other, 1, 0).await, Ok(tiles));
+        assert_eq!(store.tiles_end(other, 1, 0, u64::MAX).await, Ok(tiles));
     }
 }
 
@@ -260,7 +263,7 @@ async fn a_tile_stays_as_it_was_and_damage_is_reported(store: Db) {
     assert_eq!(pass(&store).await, Derived::Wrong);
     assert_eq!(store.tiles(tenant, 1, &[wrong.id]).await.unwrap(), std::slice::from_ref(&wrong));
     // The leaves after it are derived, and nobody who verifies takes what is made with it.
-    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+    assert_eq!(store.tiles_end(tenant, 1, 0, u64::MAX).await, Ok(2));
     let tree = Tree::open(&*store, tenant).await.unwrap().unwrap();
     let proof = tree.inclusion(300, 600).await.unwrap();
     assert!(!verify_inclusion(leaves[300], 300, 600, &proof, tree.head.frontier.root()));
@@ -396,23 +399,119 @@ async fn walked_pages_hold_all_matches_alone_however_far_the_worker_is(store: Db
     }
 }
 
-async fn a_chunk_named_for_a_value_it_lacks_gives_nothing(store: Db) {
+async fn a_filter_that_lets_everything_pass_gives_nothing_wrong(store: Db) {
     let tenant = tenant(&*store).await;
     let mut rows: Vec<EntryRow> = (0..2_000).map(plain).collect();
     rows[700].user = Some(salted("rare"));
     append(&store, tenant, rows).await;
-    let rare = store.entry_values(tenant, 700..701, 1).await.unwrap().remove(0);
-    // As if all values of every chunk had the hashes of this entry's.
-    let mut values: Vec<ChunkValue> = (0..7)
-        .flat_map(|chunk| rare.values.iter().map(move |value| ChunkValue { value: *value, chunk }))
-        .collect();
-    values.sort_unstable();
-    store.commit(&changes(tenant, vec![Change::AddChunkValues(values)])).await.unwrap();
+    let filters = (0..7).map(|index| filter_row(index, vec![u8::MAX; 64])).collect();
+    let add = Change::AddFilters { group: 0, erasures: 0, level: FilterLevel::Chunk, filters };
+    let added = store.commit(&changes(tenant, vec![Change::OpenGroup { group: 0 }, add])).await.unwrap();
+    assert_eq!(added.applied, [1, 7]);
     assert_eq!(pass(&store).await, Derived::All);
     let filter = EntryFilter { user: Some("rare".into()), ..none() };
     assert_eq!(walk(&store, tenant, &filter, 10).await, [700]);
     let filter = EntryFilter { operation: Some(Operation::Rotate), ..filter };
     assert_eq!(walk(&store, tenant, &filter, 10).await, [0; 0]);
+}
+
+/// A filter of entries of any time.
+fn filter_row(index: u64, filter: Vec<u8>) -> FilterRow {
+    FilterRow { index, earliest: Timestamp(0), latest: now().plus(Duration::MAX), filter: Some(filter) }
+}
+
+/// The places of the entries that match, by what the filter says and nothing else.
+fn matching(rows: &[EntryRow], filter: &EntryFilter) -> Vec<u64> {
+    (0..rows.len() as u64).rev().filter(|place| matches(filter, &rows[*place as usize])).collect()
+}
+
+/// Filters that few entries match, one of each kind and some together.
+fn rare_filters(start: Timestamp) -> Vec<EntryFilter> {
+    let at = |seconds| Some(start.plus(Duration::from_secs(seconds)));
+    let refused = Some(Outcome::Refused(ErrorCode::KmsUnavailable));
+    let record = |record: &str| EntryFilter { record_id: Some(record.to_owned()), ..none() };
+    let user = |user: &str| EntryFilter { user: Some(user.to_owned()), ..none() };
+    vec![
+        user("rare"),
+        user("nobody"),
+        record("record-17"),
+        record("no-record"),
+        EntryFilter { record_hash: Some("record-18".to_owned()), ..record("no-record") },
+        EntryFilter { operation: Some(Operation::Rotate), ..none() },
+        EntryFilter { outcome: refused, ..user("user-1") },
+        EntryFilter { outcome: refused, operation: Some(Operation::Encrypt), ..record("rare") },
+        EntryFilter { from: at(65_500), until: at(65_600), ..none() },
+        EntryFilter { from: at(30_000), until: at(36_000), ..record("rare") },
+        EntryFilter { until: at(20), ..none() },
+    ]
+}
+
+async fn check_rare(store: &Db, tenant: TenantUid, rows: &[EntryRow], start: Timestamp) {
+    for mut filter in rare_filters(start) {
+        let found = walk(store, tenant, &filter, 100).await;
+        // Either name of a record is a match.
+        let other = filter.record_hash.take();
+        let mut expected = matching(rows, &filter);
+        if let Some(other) = other {
+            expected.extend(matching(rows, &EntryFilter { record_id: Some(other), ..filter.clone() }));
+            expected.sort_by(|one, other| other.cmp(one));
+        }
+        assert_eq!(found, expected, "{filter:?}");
+    }
+}
+
+async fn pages_of_a_log_of_groups_hold_all_matches_alone(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut dice = Dice(6);
+    let start = now();
+    let mut rows: Vec<EntryRow> = (0..68_000).map(|place| varied(&mut dice, start, place)).collect();
+    // An entry of as many records as a group's other chunks have together.
+    let records: Vec<String> =
+        (0..9_000).map(|id| format!(r#"["many-{id}","AQEBAQEBAQEBAQEBAQEBAQ=="]"#)).collect();
+    rows[33_333].records = format!("[{}]", records.join(","));
+    rows[33_333].item_count = 9_000;
+    append(&store, tenant, rows.clone()).await;
+    // Somebody has put a tile far past the log.
+    let tiles = vec![tile(1, 1 << 40, 9)];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    // Each pass is one of a server that was started anew.
+    while pass(&store).await != Derived::All {}
+    assert_eq!(store.tiles_end(tenant, 1, 1, 1 << 40).await, Ok(1));
+    assert_eq!(store.unfilled(tenant, u64::MAX, 9).await, Ok(vec![(FilterLevel::Group, 1)]));
+    check_rare(&store, tenant, &rows, start).await;
+    for id in [0, 4_711, 8_999] {
+        let filter = EntryFilter { record_id: Some(format!("many-{id}")), ..none() };
+        assert_eq!(walk(&store, tenant, &filter, 10).await, [33_333]);
+    }
+    // One call finds the oldest.
+    let oldest = matching(&rows, &EntryFilter { user: Some("rare".into()), ..none() }).pop().unwrap();
+    let filter = EntryFilter { user: Some("rare".into()), until: Some(rows[oldest as usize].at), ..none() };
+    let before =
+        EntryFilter { until: Some(rows[oldest as usize].at.plus(Duration::from_micros(1))), ..filter };
+    let page = store.entries(tenant, &before, None, 1_000).await.unwrap();
+    assert!(page.entries.iter().any(|entry| entry.seq == oldest));
+}
+
+async fn two_workers_at_once_make_the_same_filters(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut dice = Dice(7);
+    let start = now();
+    let mut rows: Vec<EntryRow> = Vec::new();
+    for grown in [700, 5_000, 3_000] {
+        let more: Vec<EntryRow> =
+            (rows.len() as u64..).take(grown).map(|place| varied(&mut dice, start, place)).collect();
+        append(&store, tenant, more.clone()).await;
+        rows.extend(more);
+        let searched = check_rare(&store, tenant, &rows, start);
+        let ((), one, other) = tokio::join!(searched, pass(&store), pass(&store));
+        assert!(one < Derived::Wrong && other < Derived::Wrong);
+        while !store.underived_logs().await.unwrap().is_empty() {
+            assert!(pass(&store).await < Derived::Wrong);
+        }
+        check_rare(&store, tenant, &rows, start).await;
+    }
+    let filters = store.chunk_filters(tenant, 0..u64::MAX).await.unwrap();
+    assert!(filters.iter().map(|row| row.index).eq(0..rows.len() as u64 / WIDTH));
 }
 
 async fn a_page_that_finds_nothing_in_a_long_log_ends(store: Db) {
@@ -595,7 +694,7 @@ async fn a_missing_entry_ends_the_tree_but_no_page((reached, store): (Reached, D
     grow(&store, tenant, &mut Vec::new(), 1_500).await;
     reached.delete_entries(600..601).await;
     assert_eq!(pass(&store).await, Derived::Wrong);
-    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+    assert_eq!(store.tiles_end(tenant, 1, 0, u64::MAX).await, Ok(2));
     let tree = Tree::open(&*store, tenant).await.unwrap().unwrap();
     assert_eq!(tree.frontier_at(1_500).await, Err(TreeError::Missing { seq: 600 }));
     assert_eq!(tree.frontier_at(512).await.map(|frontier| frontier.size()), Ok(512));
@@ -615,11 +714,55 @@ async fn tiles_prove_what_is_left_where_entries_are_gone((reached, store): (Reac
     assert_eq!(root_of(leaves), store.log_head(tenant).await.unwrap().unwrap().frontier.root());
     assert!(walk(&store, tenant, &none(), 100).await.into_iter().eq((512..1_500).rev()));
     // What was never derived of them has its place all the same.
-    reached.execute("DELETE FROM np_byok_chunks").await;
-    reached.execute("DELETE FROM np_byok_chunk_values").await;
+    reached.execute("DELETE FROM np_byok_filters").await;
     assert_eq!(pass(&store).await, Derived::All);
     let filter = EntryFilter { from: Some(Timestamp(0)), user: Some("user-7".into()), ..none() };
     assert!(walk(&store, tenant, &filter, 100).await.into_iter().eq((512..1_500).rev()));
+}
+
+/// Whoever writes the database can put any row there.
+async fn filters_that_are_gone_or_junk_hide_nothing((reached, store): (Reached, Db)) {
+    let tenant = tenant(&*store).await;
+    let mut dice = Dice(8);
+    let start = now();
+    let rows: Vec<EntryRow> = (0..66_000).map(|place| varied(&mut dice, start, place)).collect();
+    append(&store, tenant, rows.clone()).await;
+    let (empty, junk) = match &reached {
+        Reached::Postgres(_) => ("''", "decode('0102ff', 'hex')"),
+        Reached::Sqlite(_) => ("x''", "x'0102ff'"),
+    };
+    for chunk in [300, 1 << 55, i64::MAX as u64 / 256, i64::MAX as u64] {
+        for level in [0, 1] {
+            reached
+                .execute(&format!(
+                    "INSERT INTO np_byok_filters (tenant, level, chunk, filter)
+                     SELECT uid, {level}, {chunk}, {junk} FROM np_byok_tenants"
+                ))
+                .await;
+        }
+    }
+    while pass(&store).await != Derived::All {}
+    assert_eq!(store.chunk_filters(tenant, 0..257).await.map(|filters| filters.len()), Ok(257));
+    check_rare(&store, tenant, &rows, start).await;
+    for sql in [
+        format!("UPDATE np_byok_filters SET filter = {junk} WHERE chunk IN (0, 3, 256)"),
+        format!("UPDATE np_byok_filters SET filter = {empty} WHERE chunk IN (0, 4, 255)"),
+        "UPDATE np_byok_filters SET filter = NULL WHERE level = 0 AND chunk IN (5, 6, 9)".to_owned(),
+        "DELETE FROM np_byok_filters WHERE level = 0 AND chunk IN (17, 18, 200)".to_owned(),
+        "UPDATE np_byok_filters SET filter = NULL WHERE level = 1".to_owned(),
+        "DELETE FROM np_byok_filters WHERE level = 1".to_owned(),
+    ] {
+        reached.execute(&sql).await;
+        check_rare(&store, tenant, &rows, start).await;
+    }
+    // What is null is made again, and with a group's what of its chunks is gone.
+    let group = "INSERT INTO np_byok_filters (tenant, level, chunk) SELECT uid, 1, 0 FROM np_byok_tenants";
+    reached.execute(group).await;
+    while pass(&store).await != Derived::All {}
+    let filters = store.chunk_filters(tenant, 0..257).await.unwrap();
+    assert!(filters.iter().all(|row| row.filter.is_some()) && filters.len() == 257);
+    assert_eq!(store.unfilled(tenant, 257, 9).await, Ok(vec![]));
+    check_rare(&store, tenant, &rows, start).await;
 }
 
 /// Which tiles of the tenant's current log `byok audit verify` finds to be altered, and the places that it names.
@@ -710,6 +853,7 @@ where_rows_are_reached! {
     a_log_past_a_tile_of_tiles_has_a_second_level
     a_second_log_has_tiles_of_its_own
     a_missing_entry_ends_the_tree_but_no_page
+    filters_that_are_gone_or_junk_hide_nothing
     tiles_prove_what_is_left_where_entries_are_gone
 }
 

@@ -609,7 +609,7 @@ async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
     bench.server.stop().await;
     bench
         .damage(
-            "DELETE FROM np_byok_audit WHERE seq >= 5; DELETE FROM np_byok_tiles; DELETE FROM np_byok_chunks;
+            "DELETE FROM np_byok_audit WHERE seq >= 5; DELETE FROM np_byok_tiles; DELETE FROM np_byok_filters;
              DELETE FROM np_byok_checkpoints WHERE size > 5; DELETE FROM np_byok_publications;
              UPDATE np_byok_heads SET log = 2, first = 5, size = 6, frontier = decode(repeat('ab', 32), 'hex')",
         )

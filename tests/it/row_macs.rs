@@ -403,7 +403,7 @@ async fn a_log_that_is_damaged_seals_no_row() {
 async fn plant_without_a_mac(server: &TestServer) {
     edit(
         server,
-        "DELETE FROM np_byok_audit WHERE operation = 'seal'; DELETE FROM np_byok_chunk_values; DELETE FROM np_byok_chunks;
+        "DELETE FROM np_byok_audit WHERE operation = 'seal'; DELETE FROM np_byok_filters;
          UPDATE np_byok_wrapped_deks d SET wrapped = o.wrapped, mac = NULL, record_mac = NULL FROM np_byok_wrapped_deks o
          WHERE d.record_id = 'r-1' AND o.record_id = 'r-2'",
     )

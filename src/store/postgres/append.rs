@@ -15,7 +15,7 @@ use super::{statements, timestamptz};
 
 statements! {
     /// Compares and swaps the head, and inserts everything else only if that succeeds: one
-    /// statement, one round trip, one flush. Returns null if it does not (migration 14). The
+    /// statement, one round trip, one flush. Returns null if it does not (migration 15). The
     /// parameters are numbered in the order in which they are bound.
     APPEND = "
         SELECT read_at, proven_at FROM np_byok_append($1, $2, $3, $4, $5,

@@ -8,9 +8,10 @@ use sqlx::postgres::PgBindIterExt;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{bounds, chunk, entry, leaf, number, places, search_hit, signed};
-use super::super::search::{self, Bounds, Lookup, SearchHit, SearchReads, Span};
-use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
+use super::super::candidates::{Chunk, Group, Lookup};
+use super::super::row::{bounds, chunk, entry, group, leaf, number, places, search_hit, signed};
+use super::super::search::{self, Bounds, SearchHit, SearchReads, Span};
+use super::super::{AuditReads, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
 use super::{Postgres, reads, timestamptz};
 
 reads! {
@@ -46,56 +47,43 @@ reads! {
             ORDER BY e.seq DESC LIMIT $11) e
         ORDER BY e.seq DESC";
 
-    /// The ends of the log and of its index, and the first and the last chunk of the index that
-    /// have entries in that time. These are looked up among chunks of level 1 first. Chunks whose
-    /// entries were pruned are skipped.
+    /// The end of the log, the end of its chunks that have filters, and its first entry. Ignores
+    /// filters past the end of the log: whoever writes the database can add one at any index.
     BOUNDS = "
         SELECT size,
-            (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = $1 AND level = 0),
-            (SELECT GREATEST(chunk, (SELECT seq / 256 FROM np_byok_audit WHERE tenant = $1 ORDER BY seq LIMIT 1))
-                FROM np_byok_chunks
-                WHERE tenant = $1 AND level = 0 AND latest >= COALESCE($2::timestamptz, '-infinity')
-                    AND chunk >= 256 * COALESCE(
-                        (SELECT chunk FROM np_byok_chunks WHERE tenant = $1 AND level = 1
-                            AND latest >= COALESCE($2::timestamptz, '-infinity') ORDER BY chunk LIMIT 1),
-                        (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = $1 AND level = 1), 0)
-                ORDER BY chunk LIMIT 1),
-            COALESCE(
-                (SELECT chunk FROM np_byok_chunks
-                    WHERE tenant = $1 AND level = 0 AND earliest < COALESCE($3::timestamptz, 'infinity')
-                        AND chunk >= 256 * COALESCE(
-                            (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = $1 AND level = 1), 0)
-                    ORDER BY chunk DESC LIMIT 1),
-                (SELECT chunk FROM np_byok_chunks
-                    WHERE tenant = $1 AND level = 0 AND earliest < COALESCE($3::timestamptz, 'infinity')
-                        AND chunk < 256 * (1 + (SELECT chunk FROM np_byok_chunks WHERE tenant = $1 AND level = 1
-                            AND earliest < COALESCE($3::timestamptz, 'infinity') ORDER BY chunk DESC LIMIT 1))
-                    ORDER BY chunk DESC LIMIT 1))
-        FROM np_byok_heads WHERE tenant = $1";
+            (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_filters
+                WHERE tenant = $1 AND level = 0 AND chunk < h.size / 256),
+            (SELECT seq FROM np_byok_audit WHERE tenant = $1 ORDER BY seq LIMIT 1)
+        FROM np_byok_heads h WHERE tenant = $1";
 
+    /// Reads of a filter only the rows that $6 names. A filter that no group can have is none.
+    GROUPS = "
+        SELECT g.chunk, CASE WHEN g.bytes >= 32 AND g.bytes & (g.bytes - 1) = 0 THEN (
+            SELECT string_agg(substring(g.filter FROM ((p.place & (g.bytes / 32 - 1)) * 32)::int4 + 1 FOR 32), ''::bytea
+                ORDER BY p.nth)
+            FROM unnest($6::int8[]) WITH ORDINALITY AS p(place, nth)) END
+        FROM (
+            SELECT s.chunk, f.filter, octet_length(f.filter)::int8 AS bytes
+            FROM generate_series($3::int8 - 1, $2::int8, -1) AS s(chunk)
+            LEFT JOIN np_byok_filters f ON f.tenant = $1 AND f.level = 1 AND f.chunk = s.chunk
+            WHERE COALESCE(f.latest >= $4::timestamptz, true) AND COALESCE(f.earliest < $5::timestamptz, true)
+            ORDER BY s.chunk DESC LIMIT $7) AS g
+        ORDER BY g.chunk DESC";
+
+    /// Reads of a filter only the bytes that have the bits, up to the first that is not set. A
+    /// filter that no chunk can have says nothing.
     CHUNKS = "
-        SELECT chunk, earliest, latest FROM np_byok_chunks
-        WHERE tenant = $1 AND level = 0 AND chunk >= $2 AND chunk < $3 ORDER BY chunk DESC LIMIT $4";
-
-    CHUNKS_WITH = "
-        SELECT chunk FROM np_byok_chunk_values
-        WHERE tenant = $1 AND value = $2 AND chunk >= $3 AND chunk < $4 ORDER BY chunk DESC LIMIT $5";
-
-    CHUNKS_WITH_EITHER = "
-        SELECT chunk FROM (
-            (SELECT chunk FROM np_byok_chunk_values
-                WHERE tenant = $1 AND value = $2 AND chunk >= $4 AND chunk < $5 ORDER BY chunk DESC LIMIT $6)
-            UNION
-            (SELECT chunk FROM np_byok_chunk_values
-                WHERE tenant = $1 AND value = $3 AND chunk >= $4 AND chunk < $5 ORDER BY chunk DESC LIMIT $6)) AS c
-        ORDER BY chunk DESC LIMIT $6";
-
-    CHUNKS_WITH_ALL = "
-        SELECT c.chunk, c.earliest, c.latest FROM np_byok_chunks c
-        WHERE c.tenant = $1 AND c.level = 0 AND c.chunk = ANY ($2::int8[]) AND cardinality($3::int8[]) = (
-            SELECT count(*) FROM np_byok_chunk_values v
-            WHERE v.tenant = $1 AND v.value = ANY ($3::int8[]) AND v.chunk = c.chunk)
-        ORDER BY c.chunk DESC";
+        SELECT c.chunk, f.earliest, f.latest FROM unnest($2::int8[]) AS c(chunk)
+        LEFT JOIN np_byok_filters f ON f.tenant = $1 AND f.level = 0 AND f.chunk = c.chunk
+        CROSS JOIN LATERAL (SELECT octet_length(f.filter)::int8 AS bytes) AS l
+        WHERE COALESCE(f.latest >= $3::timestamptz, true) AND COALESCE(f.earliest < $4::timestamptz, true)
+            AND CASE WHEN bytes > 0 AND bytes & (bytes - 1) = 0 THEN
+                NOT EXISTS (SELECT FROM unnest($5::int8[]) AS p(place) WHERE get_bit(
+                    substring(f.filter FROM ((p.place & (bytes * 8 - 1)) >> 3)::int4 + 1 FOR 1), (p.place & 7)::int4) = 0)
+                OR ($6::int8[] IS NOT NULL AND NOT EXISTS (SELECT FROM unnest($6::int8[]) AS p(place) WHERE get_bit(
+                    substring(f.filter FROM ((p.place & (bytes * 8 - 1)) >> 3)::int4 + 1 FOR 1), (p.place & 7)::int4) = 0))
+                ELSE true END
+        ORDER BY c.chunk DESC LIMIT $7";
 
     /// Ends once the entries at the positions before hold $4 bytes.
     ENTRIES_FROM = "
@@ -179,48 +167,43 @@ impl AuditReads for Postgres {
 
 #[async_trait]
 impl SearchReads for Postgres {
-    async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError> {
-        let query = sqlx::query(BOUNDS).bind(tenant.0);
-        self.first(query.bind(filter.from.map(timestamptz)).bind(filter.until.map(timestamptz)), bounds).await
+    async fn bounds(&self, tenant: TenantUid) -> Result<Option<Bounds>, ReadError> {
+        self.first(sqlx::query(BOUNDS).bind(tenant.0), bounds).await
+    }
+
+    async fn groups(
+        &self,
+        tenant: TenantUid,
+        groups: Range<u64>,
+        lookup: &Lookup,
+        limit: usize,
+    ) -> Result<Vec<Group>, ReadError> {
+        let query = sqlx::query(GROUPS)
+            .bind(tenant.0)
+            .bind(signed(groups.start))
+            .bind(signed(groups.end))
+            .bind(lookup.from.map(timestamptz))
+            .bind(lookup.until.map(timestamptz))
+            .bind(lookup.group_probes())
+            .bind(signed(limit as u64));
+        self.all(query, group).await
     }
 
     async fn chunks(
         &self,
         tenant: TenantUid,
-        within: Range<u64>,
-        limit: usize,
-    ) -> Result<Vec<Chunk>, ReadError> {
-        let query = sqlx::query(CHUNKS).bind(tenant.0).bind(signed(within.start)).bind(signed(within.end));
-        self.all(query.bind(signed(limit as u64)), chunk).await
-    }
-
-    async fn chunks_with(
-        &self,
-        tenant: TenantUid,
-        value: Lookup,
-        within: Range<u64>,
-        limit: usize,
-    ) -> Result<Vec<u64>, ReadError> {
-        let query = match value {
-            Lookup::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0).bind(value),
-            Lookup::Either(one, other) => {
-                sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0).bind(one).bind(other)
-            }
-        };
-        let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
-        self.all(query, |row| number(row, 0)).await
-    }
-
-    async fn chunks_with_all(
-        &self,
-        tenant: TenantUid,
-        values: &[i64],
         chunks: &[u64],
+        lookup: &Lookup,
+        limit: usize,
     ) -> Result<Vec<Chunk>, ReadError> {
-        let query = sqlx::query(CHUNKS_WITH_ALL)
+        let query = sqlx::query(CHUNKS)
             .bind(tenant.0)
             .bind(chunks.iter().map(|chunk| signed(*chunk)).bind_iter())
-            .bind(values.to_vec());
+            .bind(lookup.from.map(timestamptz))
+            .bind(lookup.until.map(timestamptz))
+            .bind(lookup.probes.clone())
+            .bind(lookup.or_probes.clone())
+            .bind(signed(limit as u64));
         self.all(query, chunk).await
     }
 

@@ -99,7 +99,14 @@ async fn apply_leading(
         Change::Hold { on } => retention::hold(tenant, *on),
         Change::Erase { personal, places, in_index } => {
             retention::block_new_holds(connection).await?;
-            retention::erase(tenant, personal, places, *in_index)
+            let query = retention::erase(tenant, personal, places, *in_index);
+            let erased = touched(connection, query, persistent).await?;
+            if erased > 0 {
+                for query in retention::forget(tenant, places) {
+                    touched(connection, query, persistent).await?;
+                }
+            }
+            return Ok(vec![erased]);
         }
         Change::EraseFromDeks { record_id, hmac } => {
             retention::block_new_holds(connection).await?;
@@ -107,13 +114,9 @@ async fn apply_leading(
         }
         Change::RecordExport { places } => retention::record_export(tenant, places),
         Change::AddTiles { log, tiles } => derived::add_tiles(tenant, *log, tiles),
-        Change::AddChunkValues(values) => derived::add_values(tenant, values),
-        Change::AddChunks(chunks) => {
-            let added = touched(connection, derived::add_chunks(tenant, chunks), persistent).await?;
-            if let Some(above) = derived::add_chunks_above(tenant, chunks) {
-                touched(connection, above, persistent).await?;
-            }
-            return Ok(vec![added]);
+        Change::OpenGroup { group } => derived::open_group(tenant, *group),
+        Change::AddFilters { group, erasures, level, filters } => {
+            derived::add_filters(tenant, *group, *erasures, *level, filters)
         }
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(tenant, *incident, *attempt, *holder, *step)

@@ -13,15 +13,15 @@ use super::commit::{AttemptError, PgQuery};
 use super::{statements, timestamptz};
 
 statements! {
-    /// Returns the ids whose rows now hold what was to be inserted (migration 14).
+    /// Returns the ids whose rows now hold what was to be inserted (migration 15).
     INSERT_DEKS = "
         SELECT id FROM np_byok_insert_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS inserted(id)";
 
-    /// Returns the ids of the rows that have the new content now (migration 14).
+    /// Returns the ids of the rows that have the new content now (migration 15).
     REWRAP = "
         SELECT id FROM np_byok_rewrap_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS rewrapped(id)";
 
-    /// Returns how many rows have the MACs now (migration 14).
+    /// Returns how many rows have the MACs now (migration 15).
     SEAL = "SELECT np_byok_seal_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
 }
 

@@ -8,9 +8,10 @@ use sqlx::postgres::PgBindIterExt;
 use crate::merkle::Hash;
 use crate::model::TenantUid;
 
-use super::super::derived::{Chunk, ChunkValue, DerivedReads, EntryValues, Tile, TileId, UnderivedLog};
+use super::super::ReadError;
+use super::super::byte_limit::ByteLimit;
+use super::super::derived::{DerivedReads, EntryValues, FilterLevel, FilterRow, Tile, TileId, UnderivedLog};
 use super::super::row::{self, number, signed, tile, tile_root};
-use super::super::{ReadError, WIDTH};
 use super::commit::PgQuery;
 use super::{Postgres, reads, statements, timestamptz};
 
@@ -22,41 +23,56 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM added";
 
-    /// Inserts in the given order, so that two writers of the same values cannot deadlock.
-    ADD_VALUES = "
-        WITH added AS (INSERT INTO np_byok_chunk_values (tenant, value, chunk)
-            SELECT $1, v.* FROM unnest($2::int8[], $3::int8[]) AS v(value, chunk)
+    OPEN_GROUP = "
+        WITH opened AS (INSERT INTO np_byok_filters (tenant, level, chunk) VALUES ($1, 1, $2)
             ON CONFLICT DO NOTHING RETURNING 1)
-        SELECT count(*) FROM added";
+        SELECT count(*) FROM opened";
 
-    ADD_CHUNKS = "
-        WITH added AS (INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
-            SELECT $1, 0, c.* FROM unnest($2::int8[], $3::timestamptz[], $4::timestamptz[])
-                AS c(chunk, earliest, latest)
-            ON CONFLICT DO NOTHING RETURNING 1)
-        SELECT count(*) FROM added";
-
-    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all
-    /// chunks below them exist.
-    ADD_CHUNKS_ABOVE = "
-        WITH added AS (INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
-            SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks
-            WHERE tenant = $1 AND level = 0 AND chunk >= $2::int8 / 256 * 256 AND chunk < ($3::int8 / 256 + 1) * 256
-            GROUP BY tenant, chunk / 256 HAVING count(*) = 256
-            ON CONFLICT DO NOTHING RETURNING 1)
+    /// Adds filters while it holds the lock of their group's row, which an erasure takes before it
+    /// takes filters away. So an erasure that is not committed yet is waited for, and then seen.
+    ADD_FILTERS = "
+        WITH group_row AS MATERIALIZED (
+            SELECT 1 FROM np_byok_filters
+            WHERE tenant = $1 AND level = 1 AND chunk = $2 AND erasures = $3 FOR NO KEY UPDATE),
+        added AS (
+            INSERT INTO np_byok_filters AS f (tenant, level, chunk, earliest, latest, filter)
+            SELECT $1, $4::int8, n.* FROM unnest($5::int8[], $6::timestamptz[], $7::timestamptz[], $8::bytea[])
+                AS n(chunk, earliest, latest, filter)
+            WHERE EXISTS (SELECT FROM group_row)
+            ON CONFLICT (tenant, level, chunk) DO UPDATE
+            SET earliest = EXCLUDED.earliest, latest = EXCLUDED.latest, filter = EXCLUDED.filter
+            WHERE f.filter IS NULL RETURNING 1)
         SELECT count(*) FROM added";
 }
 
 reads! {
-    /// Ignores chunks and tiles past the end of the log: whoever writes the database can add one at
+    /// Ignores filters and tiles past the end of the log: whoever writes the database can add one at
     /// any index.
     UNDERIVED_LOGS = "
         SELECT h.tenant, h.log::int8, h.first, h.size, c.next, t.next FROM np_byok_heads h
         CROSS JOIN LATERAL (SELECT COALESCE(max(chunk) + 1, 0) AS next
-            FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0 AND chunk < h.size / 256) c
+            FROM np_byok_filters WHERE tenant = h.tenant AND level = 0 AND chunk < h.size / 256) c
         CROSS JOIN LATERAL (SELECT COALESCE(max(tile) + 1, 0) AS next FROM np_byok_tiles
             WHERE tenant = h.tenant AND log = h.log AND level = 0 AND tile < (h.size - h.first) / 256) t
-        WHERE c.next < h.size / 256 OR t.next < (h.size - h.first) / 256 ORDER BY random() LIMIT 256";
+        WHERE c.next < h.size / 256 OR t.next < (h.size - h.first) / 256 OR EXISTS (
+            SELECT FROM np_byok_filters f WHERE f.tenant = h.tenant AND f.filter IS NULL
+                AND f.chunk < CASE f.level WHEN 0 THEN c.next ELSE c.next / 256 END)
+        ORDER BY random() LIMIT 256";
+
+    ERASURES = "SELECT erasures FROM np_byok_filters WHERE tenant = $1 AND level = 1 AND chunk = $2";
+
+    UNFILLED = "
+        SELECT level::int8, chunk FROM np_byok_filters WHERE tenant = $1 AND filter IS NULL
+            AND chunk < CASE level WHEN 0 THEN $2::int8 ELSE $2::int8 / 256 END
+        ORDER BY level, chunk LIMIT $3";
+
+    /// Ends once the filters before have $4 bytes.
+    CHUNK_FILTERS = "
+        SELECT chunk, earliest, latest, filter FROM (
+            SELECT chunk, earliest, latest, filter, COALESCE(sum(octet_length(filter)) OVER (
+                ORDER BY chunk ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+            FROM np_byok_filters WHERE tenant = $1 AND level = 0 AND chunk >= $2 AND chunk < $3) AS f
+        WHERE before < $4::int8 ORDER BY chunk";
 
     /// Reads records only as long as the entries at the positions before have at most $4 items and
     /// fewer than $5 bytes. For that, reads the sizes of at most 4096 entries.
@@ -72,7 +88,8 @@ reads! {
         WHERE items <= $4 AND bytes < $5::int8 ORDER BY seq";
 
     TILES_END = "
-        SELECT COALESCE(max(tile) + 1, 0) FROM np_byok_tiles WHERE tenant = $1 AND log = $2::int8 AND level = $3::int8";
+        SELECT max(tile) FROM np_byok_tiles
+        WHERE tenant = $1 AND log = $2::int8 AND level = $3::int8 AND tile < $4";
 
     TILES = "
         SELECT t.level::int8, t.tile, t.hashes FROM unnest($3::int8[], $4::int8[]) AS w(level, tile)
@@ -93,27 +110,26 @@ pub(super) fn add_tiles(tenant: TenantUid, log: u32, tiles: &[Tile]) -> PgQuery 
         .bind(tiles.iter().map(Tile::to_bytes).bind_iter())
 }
 
-pub(super) fn add_values(tenant: TenantUid, values: &[ChunkValue]) -> PgQuery {
-    sqlx::query(ADD_VALUES)
-        .bind(tenant.0)
-        .bind(values.iter().map(|value| value.value).bind_iter())
-        .bind(values.iter().map(|value| signed(value.chunk)).bind_iter())
+pub(super) fn open_group(tenant: TenantUid, group: u64) -> PgQuery {
+    sqlx::query(OPEN_GROUP).bind(tenant.0).bind(signed(group))
 }
 
-pub(super) fn add_chunks(tenant: TenantUid, chunks: &[Chunk]) -> PgQuery {
-    sqlx::query(ADD_CHUNKS)
+pub(super) fn add_filters(
+    tenant: TenantUid,
+    group: u64,
+    erasures: u64,
+    level: FilterLevel,
+    filters: &[FilterRow],
+) -> PgQuery {
+    sqlx::query(ADD_FILTERS)
         .bind(tenant.0)
-        .bind(chunks.iter().map(|chunk| signed(chunk.index)).bind_iter())
-        .bind(chunks.iter().map(|chunk| timestamptz(chunk.earliest)).bind_iter())
-        .bind(chunks.iter().map(|chunk| timestamptz(chunk.latest)).bind_iter())
-}
-
-/// Returns the statement to run after [`add_chunks`], or `None` if these chunks cannot have
-/// completed a chunk of the level above.
-pub(super) fn add_chunks_above(tenant: TenantUid, chunks: &[Chunk]) -> Option<PgQuery> {
-    let (first, last) = (chunks.first()?.index, chunks.last()?.index);
-    let completed = first / WIDTH != last / WIDTH || (last + 1).is_multiple_of(WIDTH);
-    completed.then(|| sqlx::query(ADD_CHUNKS_ABOVE).bind(tenant.0).bind(signed(first)).bind(signed(last)))
+        .bind(signed(group))
+        .bind(signed(erasures))
+        .bind(level.number())
+        .bind(filters.iter().map(|row| signed(row.index)).bind_iter())
+        .bind(filters.iter().map(|row| timestamptz(row.earliest)).bind_iter())
+        .bind(filters.iter().map(|row| timestamptz(row.latest)).bind_iter())
+        .bind(filters.iter().map(|row| row.filter.clone()).bind_iter())
 }
 
 #[async_trait]
@@ -135,9 +151,40 @@ impl DerivedReads for Postgres {
         self.within_byte_limit(query, |row| row::entry_values(row, tenant)).await
     }
 
-    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
+    async fn erasures(&self, tenant: TenantUid, group: u64) -> Result<Option<u64>, ReadError> {
+        let query = sqlx::query(ERASURES).bind(tenant.0).bind(signed(group));
+        self.first(query, |row| number(row, 0)).await
+    }
+
+    async fn unfilled(
+        &self,
+        tenant: TenantUid,
+        end: u64,
+        limit: u64,
+    ) -> Result<Vec<(FilterLevel, u64)>, ReadError> {
+        let query = sqlx::query(UNFILLED).bind(tenant.0).bind(signed(end)).bind(signed(limit));
+        self.all(query, row::filter_id).await
+    }
+
+    async fn chunk_filters(
+        &self,
+        tenant: TenantUid,
+        chunks: Range<u64>,
+    ) -> Result<Vec<FilterRow>, ReadError> {
+        let query = sqlx::query(CHUNK_FILTERS).bind(tenant.0).bind(signed(chunks.start));
+        let query = query.bind(signed(chunks.end)).bind(ByteLimit::LARGEST.bytes());
+        self.all(query, row::filter_row).await
+    }
+
+    async fn tiles_end(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        level: u32,
+        before: u64,
+    ) -> Result<u64, ReadError> {
         let query = sqlx::query(TILES_END).bind(tenant.0).bind(i64::from(log)).bind(i64::from(level));
-        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+        Ok(self.first(query.bind(signed(before)), row::end).await?.unwrap_or(0))
     }
 
     async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {

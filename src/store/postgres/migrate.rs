@@ -107,17 +107,24 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 14,
-        name: "append",
+        name: "filters",
         oldest_reader: 4,
         after_rollout: false,
-        sql: include_str!("../../../migrations/postgres/0014_append.sql"),
+        sql: include_str!("../../../migrations/postgres/0014_filters.sql"),
     },
     Migration {
         version: 15,
+        name: "append",
+        oldest_reader: 4,
+        after_rollout: false,
+        sql: include_str!("../../../migrations/postgres/0015_append.sql"),
+    },
+    Migration {
+        version: 16,
         name: "narrowed",
-        oldest_reader: 14,
+        oldest_reader: 15,
         after_rollout: true,
-        sql: include_str!("../../../migrations/postgres/0015_narrowed.sql"),
+        sql: include_str!("../../../migrations/postgres/0016_narrowed.sql"),
     },
 ];
 

@@ -31,8 +31,8 @@ statements! {
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
-    /// Keeps the value in the index of chunks where a later entry has it: one may be added during
-    /// the erasure.
+    /// Keeps the value, in the index of the release before this one, where a later entry of a chunk
+    /// has it: one may be added during the erasure.
     ERASE_USER = "
         WITH unnamed AS (
             DELETE FROM np_byok_chunk_values v
@@ -68,6 +68,24 @@ statements! {
             WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended($2, 0::int8) AND record_id = $2
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
+    /// Takes the filters of the groups away whose entries are erased or dropped. Whoever makes a
+    /// filter has the lock of its group's row, or waits for it, from here on.
+    FORGET_GROUPS = "
+        WITH forgotten AS (
+            INSERT INTO np_byok_filters AS f (tenant, level, chunk, erasures)
+            SELECT $1, 1, g.chunk, 1 FROM np_byok_heads h
+            CROSS JOIN LATERAL pg_catalog.generate_series($2::int8 / 65536, (LEAST($3::int8, h.size) - 1) / 65536) AS g(chunk)
+            WHERE h.tenant = $1
+            ON CONFLICT (tenant, level, chunk) DO UPDATE SET filter = NULL, erasures = f.erasures + 1 RETURNING 1)
+        SELECT count(*) FROM forgotten";
+    /// Takes the filters of their chunks away. Comes after [`FORGET_GROUPS`], so that it finds those
+    /// that were added until then.
+    FORGET_CHUNKS = "
+        WITH forgotten AS (
+            UPDATE np_byok_filters SET filter = NULL
+            WHERE tenant = $1 AND level = 0 AND chunk >= $2 / 256 AND chunk <= ($3 - 1) / 256 AND filter IS NOT NULL
+            RETURNING 1)
+        SELECT count(*) FROM forgotten";
     /// Deletes the index values of the chunks of which no entry is left without these ranges:
     /// chunks that are within a range, and chunks that have no other entry.
     DELETE_INDEX_VALUES = "
@@ -124,6 +142,12 @@ pub(super) fn erase(
     };
     let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
     query.bind(personal.value().to_owned()).bind(index_value(tenant, named)).bind(in_index)
+}
+
+/// Builds the statements that take the filters away that were made of these entries, in their order.
+pub(super) fn forget(tenant: TenantUid, places: &Range<u64>) -> [PgQuery; 2] {
+    let query = |sql| sqlx::query(sql).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
+    [query(FORGET_GROUPS), query(FORGET_CHUNKS)]
 }
 
 pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32]) -> PgQuery {
@@ -215,6 +239,9 @@ impl Postgres {
             let query = query.bind(ranges.iter().map(|range| signed(range.start)).bind_iter());
             let query = query.bind(ranges.iter().map(|range| signed(range.end)).bind_iter());
             query.execute(&mut *transaction).await?;
+            for query in ranges.iter().flat_map(|range| forget(tenant.uid, range)) {
+                query.persistent(false).execute(&mut *transaction).await?;
+            }
             going += ranges.iter().map(|range| range.end - range.start).sum::<u64>();
         }
         let all = sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {part}"))).persistent(false);

@@ -9,9 +9,10 @@ use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
 use super::super::byte_limit::ByteLimit;
-use super::super::row::{bounds, chunk, entry, leaf, number, places, search_hit, signed};
-use super::super::search::{self, Bounds, Lookup, SearchHit, SearchReads, Span};
-use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
+use super::super::candidates::{Chunk, Group, Lookup};
+use super::super::row::{bounds, chunk, entry, group, leaf, number, places, search_hit, signed};
+use super::super::search::{self, Bounds, SearchHit, SearchReads, Span};
+use super::super::{AuditReads, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
 use super::{Sqlite, statements};
 
 statements! {
@@ -38,52 +39,42 @@ statements! {
             SELECT 1 FROM json_each(a.records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' IN (?6, ?7))
         ORDER BY b.seq DESC LIMIT ?8";
 
-    /// The ends of the log and of its index, and the first and the last chunk of the index that
-    /// have entries in that time. These are looked up among chunks of level 1 first. Chunks whose
-    /// entries were pruned are skipped.
+    /// The end of the log, the end of its chunks that have filters, and its first entry. Ignores
+    /// filters past the end of the log: whoever writes the database can add one at any index.
     BOUNDS = "
         SELECT size,
-            (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = ?1 AND level = 0),
-            (SELECT max(chunk, (SELECT seq / 256 FROM np_byok_audit WHERE tenant = ?1 ORDER BY seq LIMIT 1))
-                FROM np_byok_chunks
-                WHERE tenant = ?1 AND level = 0 AND latest >= COALESCE(?2, latest)
-                    AND chunk >= 256 * COALESCE(
-                        (SELECT chunk FROM np_byok_chunks WHERE tenant = ?1 AND level = 1
-                            AND latest >= COALESCE(?2, latest) ORDER BY chunk LIMIT 1),
-                        (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = ?1 AND level = 1), 0)
-                ORDER BY chunk LIMIT 1),
-            COALESCE(
-                (SELECT chunk FROM np_byok_chunks
-                    WHERE tenant = ?1 AND level = 0 AND (?3 IS NULL OR earliest < ?3)
-                        AND chunk >= 256 * COALESCE(
-                            (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = ?1 AND level = 1), 0)
-                    ORDER BY chunk DESC LIMIT 1),
-                (SELECT chunk FROM np_byok_chunks
-                    WHERE tenant = ?1 AND level = 0 AND (?3 IS NULL OR earliest < ?3)
-                        AND chunk < 256 * (1 + (SELECT chunk FROM np_byok_chunks WHERE tenant = ?1 AND level = 1
-                            AND (?3 IS NULL OR earliest < ?3) ORDER BY chunk DESC LIMIT 1))
-                    ORDER BY chunk DESC LIMIT 1))
-        FROM np_byok_heads WHERE tenant = ?1";
+            (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_filters
+                WHERE tenant = ?1 AND level = 0 AND chunk < h.size / 256),
+            (SELECT seq FROM np_byok_audit WHERE tenant = ?1 ORDER BY seq LIMIT 1)
+        FROM np_byok_heads h WHERE tenant = ?1";
 
+    /// A filter that no group can have is none.
+    GROUPS = "
+        SELECT g.chunk, CASE WHEN g.bytes >= 32 AND g.bytes & (g.bytes - 1) = 0 THEN (
+            SELECT unhex(group_concat(hex(substr(g.filter, (p.value & (g.bytes / 32 - 1)) * 32 + 1, 32)), '' ORDER BY p.key))
+            FROM json_each(?5) AS p) END
+        FROM (
+            SELECT s.value AS chunk, f.filter, length(f.filter) AS bytes
+            FROM json_each(?2) AS s LEFT JOIN np_byok_filters f ON f.tenant = ?1 AND f.level = 1 AND f.chunk = s.value
+            WHERE COALESCE(f.latest >= ?3, true) AND COALESCE(f.earliest < ?4, true)
+            ORDER BY s.value DESC LIMIT ?6) AS g
+        ORDER BY g.chunk DESC";
+
+    /// A bit is read from one of the two hexadecimal digits of its byte. A filter that no chunk can
+    /// have says nothing.
     CHUNKS = "
-        SELECT chunk, earliest, latest FROM np_byok_chunks
-        WHERE tenant = ?1 AND level = 0 AND chunk >= ?2 AND chunk < ?3 ORDER BY chunk DESC LIMIT ?4";
-
-    CHUNKS_WITH = "
-        SELECT chunk FROM np_byok_chunk_values
-        WHERE tenant = ?1 AND value = ?2 AND chunk >= ?3 AND chunk < ?4 ORDER BY chunk DESC LIMIT ?5";
-
-    CHUNKS_WITH_EITHER = "
-        SELECT DISTINCT chunk FROM np_byok_chunk_values
-        WHERE tenant = ?1 AND value IN (?2, ?3) AND chunk >= ?4 AND chunk < ?5 ORDER BY chunk DESC LIMIT ?6";
-
-    CHUNKS_WITH_ALL = "
-        SELECT c.chunk, c.earliest, c.latest FROM json_each(?2) AS w
-        CROSS JOIN np_byok_chunks c ON c.tenant = ?1 AND c.level = 0 AND c.chunk = w.value
-        WHERE json_array_length(?3) = (
-            SELECT count(*) FROM json_each(?3) AS o
-            CROSS JOIN np_byok_chunk_values v ON v.tenant = ?1 AND v.value = o.value AND v.chunk = c.chunk)
-        ORDER BY c.chunk DESC";
+        SELECT c.value, f.earliest, f.latest
+        FROM json_each(?2) AS c LEFT JOIN np_byok_filters f ON f.tenant = ?1 AND f.level = 0 AND f.chunk = c.value
+        WHERE COALESCE(f.latest >= ?3, true) AND COALESCE(f.earliest < ?4, true)
+            AND CASE WHEN length(f.filter) > 0 AND length(f.filter) & (length(f.filter) - 1) = 0 THEN
+                NOT EXISTS (SELECT 1 FROM json_each(?5) AS p WHERE
+                    (((instr('0123456789ABCDEF', substr(hex(substr(f.filter, ((p.value & (length(f.filter) * 8 - 1)) >> 3) + 1, 1)),
+                        2 - ((p.value >> 2) & 1), 1)) - 1) >> (p.value & 3)) & 1) = 0)
+                OR (?6 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM json_each(?6) AS p WHERE
+                    (((instr('0123456789ABCDEF', substr(hex(substr(f.filter, ((p.value & (length(f.filter) * 8 - 1)) >> 3) + 1, 1)),
+                        2 - ((p.value >> 2) & 1), 1)) - 1) >> (p.value & 3)) & 1) = 0))
+                ELSE true END
+        ORDER BY c.value DESC LIMIT ?7";
 
     /// Ends once the entries before hold ?4 bytes.
     ENTRIES_FROM = "
@@ -163,47 +154,43 @@ impl AuditReads for Sqlite {
 
 #[async_trait]
 impl SearchReads for Sqlite {
-    async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError> {
-        let query = sqlx::query(BOUNDS).bind(tenant.0.as_slice());
-        self.first(query.bind(filter.from.map(|at| at.0)).bind(filter.until.map(|at| at.0)), bounds).await
+    async fn bounds(&self, tenant: TenantUid) -> Result<Option<Bounds>, ReadError> {
+        self.first(sqlx::query(BOUNDS).bind(tenant.0.as_slice()), bounds).await
+    }
+
+    async fn groups(
+        &self,
+        tenant: TenantUid,
+        groups: Range<u64>,
+        lookup: &Lookup,
+        limit: usize,
+    ) -> Result<Vec<Group>, ReadError> {
+        let groups: Vec<u64> = groups.collect();
+        let query = sqlx::query(GROUPS)
+            .bind(tenant.0.as_slice())
+            .bind(json!(groups).to_string())
+            .bind(lookup.from.map(|from| from.0))
+            .bind(lookup.until.map(|until| until.0))
+            .bind(json!(lookup.group_probes()).to_string())
+            .bind(signed(limit as u64));
+        self.all(query, group).await
     }
 
     async fn chunks(
         &self,
         tenant: TenantUid,
-        within: Range<u64>,
-        limit: usize,
-    ) -> Result<Vec<Chunk>, ReadError> {
-        let query = sqlx::query(CHUNKS).bind(tenant.0.as_slice());
-        let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
-        self.all(query, chunk).await
-    }
-
-    async fn chunks_with(
-        &self,
-        tenant: TenantUid,
-        value: Lookup,
-        within: Range<u64>,
-        limit: usize,
-    ) -> Result<Vec<u64>, ReadError> {
-        let query = match value {
-            Lookup::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0.as_slice()).bind(value),
-            Lookup::Either(one, other) => {
-                sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0.as_slice()).bind(one).bind(other)
-            }
-        };
-        let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
-        self.all(query, |row| number(row, 0)).await
-    }
-
-    async fn chunks_with_all(
-        &self,
-        tenant: TenantUid,
-        values: &[i64],
         chunks: &[u64],
+        lookup: &Lookup,
+        limit: usize,
     ) -> Result<Vec<Chunk>, ReadError> {
-        let query = sqlx::query(CHUNKS_WITH_ALL).bind(tenant.0.as_slice());
-        let query = query.bind(json!(chunks).to_string()).bind(json!(values).to_string());
+        let query = sqlx::query(CHUNKS)
+            .bind(tenant.0.as_slice())
+            .bind(json!(chunks).to_string())
+            .bind(lookup.from.map(|from| from.0))
+            .bind(lookup.until.map(|until| until.0))
+            .bind(json!(lookup.probes).to_string())
+            .bind(lookup.or_probes.as_ref().map(|probes| json!(probes).to_string()))
+            .bind(signed(limit as u64));
         self.all(query, chunk).await
     }
 

@@ -97,15 +97,24 @@ async fn apply_change(
             if *in_index {
                 retention::erase_from_index(&tenant, personal, places).execute(&mut *connection).await?;
             }
-            retention::erase(&tenant, personal, places)
+            let query = retention::erase(&tenant, personal, places);
+            let erased = query.execute(&mut *connection).await?.rows_affected();
+            if erased > 0 {
+                for query in retention::forget(&tenant, places) {
+                    query.execute(&mut *connection).await?;
+                }
+            }
+            return Ok(erased);
         }
         Change::EraseFromDeks { record_id, hmac } => retention::erase_from_deks(&tenant, record_id, hmac),
         Change::RecordExport { places } => retention::record_export(&tenant, places),
         Change::AddTiles { log, tiles } => {
             return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
         }
-        Change::AddChunkValues(values) => return Ok(derived::add_values(connection, tenant, values).await?),
-        Change::AddChunks(chunks) => return Ok(derived::add_chunks(connection, tenant, chunks).await?),
+        Change::OpenGroup { group } => derived::open_group(&tenant, *group),
+        Change::AddFilters { group, erasures, level, filters } => {
+            return Ok(derived::add_filters(connection, tenant, *group, *erasures, *level, filters).await?);
+        }
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }

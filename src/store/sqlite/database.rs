@@ -106,17 +106,24 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 14,
-        name: "append",
+        name: "filters",
         oldest_reader: 4,
         after_rollout: false,
-        sql: include_str!("../../../migrations/sqlite/0014_append.sql"),
+        sql: include_str!("../../../migrations/sqlite/0014_filters.sql"),
     },
     Migration {
         version: 15,
-        name: "narrowed",
-        oldest_reader: 14,
+        name: "append",
+        oldest_reader: 4,
         after_rollout: false,
-        sql: include_str!("../../../migrations/sqlite/0015_narrowed.sql"),
+        sql: include_str!("../../../migrations/sqlite/0015_append.sql"),
+    },
+    Migration {
+        version: 16,
+        name: "narrowed",
+        oldest_reader: 15,
+        after_rollout: false,
+        sql: include_str!("../../../migrations/sqlite/0016_narrowed.sql"),
     },
 ];
 

@@ -11,43 +11,55 @@ use crate::model::TenantUid;
 
 use super::super::ReadError;
 use super::super::byte_limit::ByteLimit;
-use super::super::derived::{Chunk, ChunkValue, DerivedReads, EntryValues, Tile, TileId, UnderivedLog};
+use super::super::derived::{DerivedReads, EntryValues, FilterLevel, FilterRow, Tile, TileId, UnderivedLog};
 use super::super::row::{self, number, signed, tile, tile_root};
-use super::{Sqlite, statements};
+use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
     /// Does not try to insert an existing tile: a trigger would take that for a replacement.
     ADD_TILE = "
         INSERT INTO np_byok_tiles (tenant, log, level, tile, root, hashes) SELECT ?1, ?2, ?3, ?4, ?5, ?6
         WHERE NOT EXISTS (SELECT 1 FROM np_byok_tiles WHERE tenant = ?1 AND log = ?2 AND level = ?3 AND tile = ?4)";
-    ADD_VALUES = "
-        INSERT INTO np_byok_chunk_values (tenant, value, chunk)
-        SELECT ?1, value ->> 0, value ->> 1 FROM json_each(?2) WHERE true ON CONFLICT DO NOTHING";
-    ADD_CHUNKS = "
-        INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
-        SELECT ?1, 0, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2) WHERE true ON CONFLICT DO NOTHING";
+    OPEN_GROUP = "INSERT INTO np_byok_filters (tenant, level, chunk) VALUES (?1, 1, ?2) ON CONFLICT DO NOTHING";
+    ADD_FILTER = "
+        INSERT INTO np_byok_filters AS f (tenant, level, chunk, earliest, latest, filter)
+        SELECT ?1, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (
+            SELECT 1 FROM np_byok_filters WHERE tenant = ?1 AND level = 1 AND chunk = ?2 AND erasures = ?3)
+        ON CONFLICT (tenant, level, chunk) DO UPDATE
+        SET earliest = excluded.earliest, latest = excluded.latest, filter = excluded.filter WHERE f.filter IS NULL";
 
-    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all
-    /// chunks below them exist.
-    ADD_CHUNKS_ABOVE = "
-        INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
-        SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks
-        WHERE tenant = ?1 AND level = 0 AND chunk >= ?2 / 256 * 256 AND chunk < (?3 / 256 + 1) * 256
-        GROUP BY tenant, chunk / 256 HAVING count(*) = 256
-        ON CONFLICT DO NOTHING";
-
-    /// Ignores chunks and tiles past the end of the log: whoever writes the database can add one at
+    /// Ignores filters and tiles past the end of the log: whoever writes the database can add one at
     /// any index.
     UNDERIVED_LOGS = "
         SELECT tenant, log, first, size, chunk, tile FROM (
             SELECT h.tenant, h.log, h.first, h.size,
-                COALESCE((SELECT max(chunk) + 1 FROM np_byok_chunks
+                COALESCE((SELECT max(chunk) + 1 FROM np_byok_filters
                     WHERE tenant = h.tenant AND level = 0 AND chunk < h.size / 256), 0) AS chunk,
                 COALESCE((SELECT max(tile) + 1 FROM np_byok_tiles
                     WHERE tenant = h.tenant AND log = h.log AND level = 0 AND tile < (h.size - h.first) / 256),
                     0) AS tile
-            FROM np_byok_heads h)
-        WHERE chunk < size / 256 OR tile < (size - first) / 256 ORDER BY random() LIMIT 256";
+            FROM np_byok_heads h) AS l
+        WHERE chunk < size / 256 OR tile < (size - first) / 256 OR EXISTS (
+            SELECT 1 FROM np_byok_filters f WHERE f.tenant = l.tenant AND f.filter IS NULL
+                AND f.chunk < CASE f.level WHEN 0 THEN l.chunk ELSE l.chunk / 256 END)
+        ORDER BY random() LIMIT 256";
+
+    ERASURES = "SELECT erasures FROM np_byok_filters WHERE tenant = ?1 AND level = 1 AND chunk = ?2";
+
+    UNFILLED = "
+        SELECT level, chunk FROM np_byok_filters WHERE tenant = ?1 AND filter IS NULL
+            AND chunk < CASE level WHEN 0 THEN ?2 ELSE ?2 / 256 END
+        ORDER BY level, chunk LIMIT ?3";
+
+    /// Ends once the filters before have ?4 bytes.
+    CHUNK_FILTERS = "
+        WITH sized AS (
+            SELECT chunk, COALESCE(sum(length(filter)) OVER (
+                ORDER BY chunk ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+            FROM np_byok_filters WHERE tenant = ?1 AND level = 0 AND chunk >= ?2 AND chunk < ?3)
+        SELECT f.chunk, f.earliest, f.latest, f.filter
+        FROM sized s CROSS JOIN np_byok_filters f ON f.tenant = ?1 AND f.level = 0 AND f.chunk = s.chunk
+        WHERE s.before < ?4 ORDER BY f.chunk";
 
     /// Ends once the entries before have more than ?4 items or hold ?5 bytes.
     ENTRY_VALUES = "
@@ -61,7 +73,7 @@ statements! {
         FROM bounded b CROSS JOIN np_byok_audit a ON a.tenant = ?1 AND a.seq = b.seq
         WHERE b.items <= ?4 AND b.bytes < ?5 ORDER BY b.seq";
 
-    TILES_END = "SELECT COALESCE(max(tile) + 1, 0) FROM np_byok_tiles WHERE tenant = ?1 AND log = ?2 AND level = ?3";
+    TILES_END = "SELECT max(tile) FROM np_byok_tiles WHERE tenant = ?1 AND log = ?2 AND level = ?3 AND tile < ?4";
 
     TILES = "
         SELECT t.level, t.tile, t.hashes FROM json_each(?3) AS w
@@ -92,29 +104,31 @@ pub(super) async fn add_tiles(
     Ok(added)
 }
 
-pub(super) async fn add_values(
-    connection: &mut SqliteConnection,
-    tenant: TenantUid,
-    values: &[ChunkValue],
-) -> Result<u64, Error> {
-    let values: Vec<_> = values.iter().map(|value| json!([value.value, value.chunk])).collect();
-    let query = sqlx::query(ADD_VALUES).bind(tenant.0.as_slice()).bind(json!(values).to_string());
-    Ok(query.execute(connection).await?.rows_affected())
+pub(super) fn open_group(tenant: &TenantUid, group: u64) -> SqliteQuery<'_> {
+    sqlx::query(OPEN_GROUP).bind(tenant.0.as_slice()).bind(signed(group))
 }
 
-pub(super) async fn add_chunks(
+pub(super) async fn add_filters(
     connection: &mut SqliteConnection,
     tenant: TenantUid,
-    chunks: &[Chunk],
+    group: u64,
+    erasures: u64,
+    level: FilterLevel,
+    filters: &[FilterRow],
 ) -> Result<u64, Error> {
-    let [first, ..] = chunks else { return Ok(0) };
-    let last = chunks.last().unwrap_or(first);
-    let rows: Vec<_> =
-        chunks.iter().map(|chunk| json!([chunk.index, chunk.earliest.0, chunk.latest.0])).collect();
-    let query = sqlx::query(ADD_CHUNKS).bind(tenant.0.as_slice()).bind(json!(rows).to_string());
-    let added = query.execute(&mut *connection).await?.rows_affected();
-    let above = sqlx::query(ADD_CHUNKS_ABOVE).bind(tenant.0.as_slice());
-    above.bind(signed(first.index)).bind(signed(last.index)).execute(connection).await?;
+    let mut added = 0;
+    for row in filters {
+        let query = sqlx::query(ADD_FILTER)
+            .bind(tenant.0.as_slice())
+            .bind(signed(group))
+            .bind(signed(erasures))
+            .bind(level.number())
+            .bind(signed(row.index))
+            .bind(row.earliest.0)
+            .bind(row.latest.0)
+            .bind(row.filter.as_deref());
+        added += query.execute(&mut *connection).await?.rows_affected();
+    }
     Ok(added)
 }
 
@@ -135,9 +149,40 @@ impl DerivedReads for Sqlite {
         self.all(query.bind(ByteLimit::LARGEST.bytes()), |row| row::entry_values(row, tenant)).await
     }
 
-    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
+    async fn erasures(&self, tenant: TenantUid, group: u64) -> Result<Option<u64>, ReadError> {
+        let query = sqlx::query(ERASURES).bind(tenant.0.as_slice()).bind(signed(group));
+        self.first(query, |row| number(row, 0)).await
+    }
+
+    async fn unfilled(
+        &self,
+        tenant: TenantUid,
+        end: u64,
+        limit: u64,
+    ) -> Result<Vec<(FilterLevel, u64)>, ReadError> {
+        let query = sqlx::query(UNFILLED).bind(tenant.0.as_slice()).bind(signed(end)).bind(signed(limit));
+        self.all(query, row::filter_id).await
+    }
+
+    async fn chunk_filters(
+        &self,
+        tenant: TenantUid,
+        chunks: Range<u64>,
+    ) -> Result<Vec<FilterRow>, ReadError> {
+        let query = sqlx::query(CHUNK_FILTERS).bind(tenant.0.as_slice()).bind(signed(chunks.start));
+        let query = query.bind(signed(chunks.end)).bind(ByteLimit::LARGEST.bytes());
+        self.all(query, row::filter_row).await
+    }
+
+    async fn tiles_end(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        level: u32,
+        before: u64,
+    ) -> Result<u64, ReadError> {
         let query = sqlx::query(TILES_END).bind(tenant.0.as_slice()).bind(log).bind(level);
-        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+        Ok(self.first(query.bind(signed(before)), row::end).await?.unwrap_or(0))
     }
 
     async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {

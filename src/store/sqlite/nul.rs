@@ -36,8 +36,8 @@ pub(super) fn contains_nul(batch: &Batch) -> bool {
         | Change::Hold { .. }
         | Change::RecordExport { .. }
         | Change::AddTiles { .. }
-        | Change::AddChunkValues(_)
-        | Change::AddChunks(_)
+        | Change::OpenGroup { .. }
+        | Change::AddFilters { .. }
         | Change::Announce { .. }
         | Change::Stream { .. } => false,
     };

@@ -54,8 +54,8 @@ statements! {
         JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
     DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
-    /// Removes an erased value from the index, except in chunks where a later entry has it. Removes
-    /// nothing for a tenant on hold.
+    /// Removes an erased value from the index of the release before this one, except in chunks where
+    /// a later entry has it. Removes nothing for a tenant on hold.
     ERASE_USER_FROM_INDEX = "
         DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
             AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq >= ?3
@@ -67,6 +67,18 @@ statements! {
                 AND a.seq >= ?3 AND a.seq < (np_byok_chunk_values.chunk + 1) * 256
                 AND r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    /// Takes the filters of the groups away whose entries are erased or dropped, and those of their
+    /// chunks.
+    FORGET_GROUPS = "
+        WITH RECURSIVE groups(chunk, past) AS (
+            SELECT ?2 / 65536, (min(?3, size) - 1) / 65536 + 1 FROM np_byok_heads WHERE tenant = ?1
+            UNION ALL SELECT chunk + 1, past FROM groups WHERE chunk + 1 < past)
+        INSERT INTO np_byok_filters AS f (tenant, level, chunk, erasures)
+        SELECT ?1, 1, chunk, 1 FROM groups WHERE chunk < past
+        ON CONFLICT (tenant, level, chunk) DO UPDATE SET filter = NULL, erasures = f.erasures + 1";
+    FORGET_CHUNKS = "
+        UPDATE np_byok_filters SET filter = NULL
+        WHERE tenant = ?1 AND level = 0 AND chunk >= ?2 / 256 AND chunk <= (?3 - 1) / 256 AND filter IS NOT NULL";
     /// Deletes the index values of the chunks of which no entry is left.
     DELETE_INDEX_VALUES = "
         DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND chunk BETWEEN ?2 / 256 AND (?3 - 1) / 256
@@ -99,6 +111,13 @@ pub(super) fn erase<'q>(
     query.bind(signed(places.start)).bind(signed(places.end)).bind(personal.value())
 }
 
+/// Builds the statements that take the filters away that were made of these entries.
+pub(super) fn forget<'q>(tenant: &'q TenantUid, places: &Range<u64>) -> [SqliteQuery<'q>; 2] {
+    [FORGET_GROUPS, FORGET_CHUNKS].map(|sql| {
+        sqlx::query(sql).bind(tenant.0.as_slice()).bind(signed(places.start)).bind(signed(places.end))
+    })
+}
+
 pub(super) fn erase_from_deks<'q>(
     tenant: &'q TenantUid,
     record_id: &'q str,
@@ -107,7 +126,7 @@ pub(super) fn erase_from_deks<'q>(
     sqlx::query(ERASE_FROM_DEKS).bind(tenant.0.as_slice()).bind(record_id).bind(hmac.as_slice())
 }
 
-/// Builds a statement that removes the value from the derived data.
+/// Builds a statement that removes the value from the index of the release before this one.
 pub(super) fn erase_from_index<'q>(
     tenant: &'q TenantUid,
     personal: &'q PersonalValue,
@@ -153,6 +172,9 @@ impl Sqlite {
                 query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
                 let query = sqlx::query(DELETE_INDEX_VALUES).bind(tenant.uid.0.as_slice());
                 query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
+                for query in forget(&tenant.uid, range) {
+                    query.execute(&mut *transaction).await?;
+                }
             }
         }
         sqlx::raw_sql(sqlx::AssertSqlSafe(guard)).execute(&mut *transaction).await?;

@@ -40,7 +40,7 @@ pub(crate) async fn empty() -> TestDatabase {
 }
 
 /// The number of migrations.
-pub(crate) const LEVEL: u32 = 15;
+pub(crate) const LEVEL: u32 = 16;
 
 /// A database with our tables, and the store on it.
 pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {

@@ -27,3 +27,6 @@ INSERT INTO np_byok_proofs_of_keys
     FROM np_byok_proofs;
 DROP TABLE np_byok_proofs;
 ALTER TABLE np_byok_proofs_of_keys RENAME TO np_byok_proofs;
+-- Filters have replaced this index.
+DELETE FROM np_byok_chunks;
+DELETE FROM np_byok_chunk_values;

@@ -1,0 +1,30 @@
+-- What a search reads instead of all entries. These filters take the place of np_byok_chunks and np_byok_chunk_values, which
+-- a release before this one goes on with while it serves beside this one; this release neither reads nor writes those two
+-- (an erasure and a removal of entries still delete from the second). A later migration drops them. The schema's name is in
+-- the setting `byok.schema` of this transaction.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+DO $filters$
+DECLARE
+    home text := current_setting('byok.schema');
+BEGIN
+    -- Level 0, chunk n: the entries at the 256 places from n * 256 on, the earliest and the latest of their times, and a
+    -- Bloom filter of the users, records, operations and outcomes that come in them. Level 1, chunk n: the group of the 256
+    -- chunks from n * 256 on, with their filters turned, 32 bytes for each position. A filter that is null says nothing:
+    -- it is still to be made, or what it was made of was erased. `erasures` of level 1 counts these, so that nothing is
+    -- written that was made of entries read before one.
+    EXECUTE format('CREATE TABLE %I.np_byok_filters ('
+        ' tenant   bytea NOT NULL REFERENCES %1$I.np_byok_tenants,'
+        ' level    smallint NOT NULL CHECK (level IN (0, 1)),'
+        ' chunk    bigint NOT NULL CHECK (chunk >= 0),'
+        ' earliest timestamptz,'
+        ' latest   timestamptz,'
+        ' filter   bytea CHECK (octet_length(filter) <= 4194304),'
+        ' erasures bigint NOT NULL DEFAULT 0,'
+        ' PRIMARY KEY (tenant, level, chunk))', home);
+    -- A few bytes of a filter are read without the rest of it.
+    EXECUTE format('ALTER TABLE %I.np_byok_filters ALTER COLUMN filter SET STORAGE EXTERNAL', home);
+    -- Those that are to be made: few, in the long run.
+    EXECUTE format('CREATE INDEX np_byok_filters_unfilled ON %I.np_byok_filters (tenant, level, chunk)'
+        ' WHERE filter IS NULL', home);
+END $filters$;
