@@ -1,7 +1,7 @@
 //! Knows which tenants are served, and what each is served with: its stage, its keys, and the
 //! settings that its calls are bound by. A request gets its tenant from the claim that `auth` has
-//! verified, never from an argument; jobs ask here for all tenants. This module decides nothing about
-//! what a caller may do.
+//! verified, never from an argument; jobs ask here for all tenants. This module decides nothing
+//! about what a caller may do. It also has the turns that the tenants' work beside requests takes.
 
 mod caller;
 mod claimed;
@@ -11,6 +11,7 @@ mod not_served;
 mod runtime;
 mod settings;
 mod tenants;
+mod turns;
 
 pub use caller::Caller;
 pub use claimed::OpenKey;
@@ -19,3 +20,4 @@ pub use not_served::NotServed;
 pub use runtime::TenantRuntime;
 pub use settings::TenantSettings;
 pub use tenants::Tenants;
+pub use turns::{Turn, Turns};

@@ -6,9 +6,9 @@ use crate::auth::Policy;
 use crate::config::Rates;
 use crate::webhook::Webhook;
 
-/// What the calls of a tenant are bound by, and who hears of the tenant's incidents. Every tenant has
-/// the settings of the deployment. They never change: a call goes on with those that it began with,
-/// and others take their place in the tenant's runtime.
+/// What the calls of a tenant are bound by, and who hears of the tenant's incidents. Every tenant
+/// has the settings of the deployment. They never change: a call goes on with those that it began
+/// with, and others take their place in the tenant's runtime.
 #[derive(Clone)]
 pub struct TenantSettings {
     /// Decides what each caller may do.

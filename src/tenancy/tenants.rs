@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::auth::TenantClaim;
 use crate::model::{Tenant, TenantUid};
 use crate::store::{ReadError, TenancyReads};
 
@@ -39,6 +40,15 @@ impl Tenants {
         }
     }
 
+    /// Returns whether calls can be served: the fixed tenant has been opened, or tenants are named
+    /// by claims.
+    pub fn is_open(&self) -> bool {
+        match &self.0 {
+            Form::Fixed(fixed) => fixed.primary().is_some(),
+            Form::Claimed(_) => true,
+        }
+    }
+
     /// Returns what the fixed tenant is served with.
     ///
     /// # Errors
@@ -54,10 +64,10 @@ impl Tenants {
     ///
     /// # Errors
     /// [`NotServed`].
-    pub async fn of(&self, claim: Option<&str>) -> Result<Arc<TenantRuntime>, NotServed> {
+    pub async fn of(&self, claim: TenantClaim<'_>) -> Result<Arc<TenantRuntime>, NotServed> {
         match &self.0 {
             Form::Fixed(_) => Ok(self.primary()?),
-            Form::Claimed(tenants) => tenants.named(claim.ok_or(NotServed::Unknown)?).await,
+            Form::Claimed(tenants) => tenants.named(claim.name().ok_or(NotServed::Unknown)?).await,
         }
     }
 
@@ -74,8 +84,8 @@ impl Tenants {
         }
     }
 
-    /// Forgets what is known of the tenant with this uid, reads its rows again, and returns what it is
-    /// served with from now on. The fixed tenant is served as before.
+    /// Forgets what is known of the tenant with this uid, reads its rows again, and returns what it
+    /// is served with from now on. The fixed tenant is served as before.
     ///
     /// # Errors
     /// [`NotServed`].
@@ -111,8 +121,8 @@ impl Tenants {
         }
     }
 
-    /// Changes the settings of the deployment. Calls that begin from now on are bound by the new ones,
-    /// with the keys that are open; those under way go on with what they began with.
+    /// Changes the settings of the deployment. Calls that begin from now on are bound by the new
+    /// ones, with the keys that are open; those under way go on with what they began with.
     pub fn update_settings(&self, update: impl FnOnce(&mut TenantSettings)) {
         match &self.0 {
             Form::Fixed(fixed) => fixed.update_settings(update),
@@ -159,9 +169,9 @@ mod tests {
     }
 
     async fn caller(tenants: &Tenants) -> Caller {
-        let (session, means) = (Session::default(), Means::Jwt);
-        let identity = Identity { role: "user".into(), user: None, session, means };
-        let runtime = tenants.of(Some("acme")).await.ok().unwrap();
+        let session = Session::from_pairs([("X-Hasura-Tenant-Id".to_owned(), "acme".to_owned())]);
+        let identity = Identity { role: "user".into(), user: None, session, means: Means::Jwt };
+        let runtime = tenants.of(TenantClaim::of(&identity)).await.ok().unwrap();
         Caller { runtime, identity, request_id: RequestId::fresh() }
     }
 
