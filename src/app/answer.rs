@@ -51,16 +51,15 @@ impl Growing<'_> {
     #[cold]
     fn grow(&mut self, length: usize) -> io::Result<()> {
         let most = self.room.largest_answer().max(STEP);
-        let refused = match length > most {
-            true => answer_too_large(),
-            false => {
-                let more = length.checked_next_multiple_of(STEP).unwrap_or(most).min(most);
-                if self.room.hold_at_least(more) {
-                    self.held = more;
-                    return Ok(());
-                }
-                no_room()
+        let refused = if length > most {
+            answer_too_large()
+        } else {
+            let more = length.checked_next_multiple_of(STEP).unwrap_or(most).min(most);
+            if self.room.hold_at_least(more) {
+                self.held = more;
+                return Ok(());
             }
+            no_room()
         };
         self.refused = Some(refused);
         Err(io::ErrorKind::FileTooLarge.into())

@@ -36,10 +36,10 @@ impl App {
     /// # Errors
     /// `AUDIT_LOG_BEHIND`.
     pub(super) fn may_append(&self, caller: &Caller) -> Result<(), Refusal> {
-        match self.checkpoints.is_behind(caller.tenant().uid) {
-            true => Err(ErrorCode::AuditLogBehind.into()),
-            false => Ok(()),
+        if self.checkpoints.is_behind(caller.tenant().uid) {
+            return Err(ErrorCode::AuditLogBehind.into());
         }
+        Ok(())
     }
 }
 

@@ -60,10 +60,10 @@ impl App {
         if self.limits.require_record_id && context.get("record_id").is_none_or(str::is_empty) {
             return Err(ErrorCode::RecordIdRequired.into());
         }
-        match caller.runtime.settings.policy.allows(&caller.identity, operation, Some(context)) {
-            true => Ok(()),
-            false => Err(ErrorCode::PermissionDenied.into()),
+        if !caller.runtime.settings.policy.allows(&caller.identity, operation, Some(context)) {
+            return Err(ErrorCode::PermissionDenied.into());
         }
+        Ok(())
     }
 }
 

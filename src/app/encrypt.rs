@@ -158,10 +158,10 @@ impl App {
     }
 
     fn check_plaintext(&self, plaintext: Plaintext) -> Result<Plaintext, Refusal> {
-        match plaintext.expose().len() <= self.limits.plaintext_bytes {
-            true => Ok(plaintext),
-            false => Err(ErrorCode::PlaintextTooLarge.into()),
+        if plaintext.expose().len() > self.limits.plaintext_bytes {
+            return Err(ErrorCode::PlaintextTooLarge.into());
         }
+        Ok(plaintext)
     }
 
     /// Refuses a record id that is too long. Ciphertexts with longer record ids stay decryptable

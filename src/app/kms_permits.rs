@@ -1,6 +1,6 @@
 //! Limits how many calls may wait for a KMS at once. A KMS that is slow, or hangs, holds each of
 //! its calls until they time out. Past the tenant's share, further calls are refused at once, so
-//! that hot calls and other tenants are still served.
+//! that calls whose DEKs are cached, and other tenants, are still served.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -38,14 +38,14 @@ impl KmsPermits {
     /// Takes a permit for a call that may have to wait for its tenant's KMS. A tenant may hold at
     /// most as many permits as are left for all: one slow KMS takes half of them, and `n` slow ones
     /// leave one part in `n + 1` to everybody else. If there is no permit left for the tenant, a
-    /// hot call proceeds without one.
+    /// call whose DEKs are all cached proceeds without one.
     ///
     /// # Errors
-    /// `UNAVAILABLE` if the tenant has its share, and the call is not hot.
+    /// `UNAVAILABLE` if the tenant has its share, and a DEK of the call is not cached.
     pub(super) fn take(
         &self,
         tenant: TenantUid,
-        is_hot: impl FnOnce() -> bool,
+        is_cached: impl FnOnce() -> bool,
     ) -> Result<Option<KmsPermit<'_>>, Refusal> {
         {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,10 +60,7 @@ impl KmsPermits {
                 waiting.by_tenant.remove(&tenant);
             }
         }
-        match is_hot() {
-            true => Ok(None),
-            false => Err(Refusal::from(ErrorCode::Unavailable).after(COME_BACK)),
-        }
+        if is_cached() { Ok(None) } else { Err(Refusal::from(ErrorCode::Unavailable).after(COME_BACK)) }
     }
 }
 
@@ -84,10 +81,10 @@ impl Drop for KmsPermit<'_> {
 mod tests {
     use super::*;
 
-    const COLD: fn() -> bool = || false;
+    const UNCACHED: fn() -> bool = || false;
 
     fn fill(permits: &KmsPermits, tenant: u8) -> Vec<KmsPermit<'_>> {
-        std::iter::from_fn(|| permits.take(TenantUid([tenant; 16]), COLD).ok().flatten()).collect()
+        std::iter::from_fn(|| permits.take(TenantUid([tenant; 16]), UNCACHED).ok().flatten()).collect()
     }
 
     #[test]
@@ -99,19 +96,19 @@ mod tests {
         assert_eq!(fill(&permits, 1).len(), 45, "they are free again");
         let (mut one, mut two) = (Vec::new(), Vec::new());
         for _ in 0..90 {
-            one.extend(permits.take(TenantUid([1; 16]), COLD).ok().flatten());
-            two.extend(permits.take(TenantUid([2; 16]), COLD).ok().flatten());
+            one.extend(permits.take(TenantUid([1; 16]), UNCACHED).ok().flatten());
+            two.extend(permits.take(TenantUid([2; 16]), UNCACHED).ok().flatten());
         }
         assert_eq!((one.len(), two.len()), (30, 30));
         assert_eq!(fill(&permits, 3).len(), 15, "a third one has half of what is left");
     }
 
     #[test]
-    fn past_its_share_a_tenant_is_served_what_is_hot() {
+    fn past_its_share_a_tenant_is_served_what_is_cached() {
         let permits = KmsPermits::new(1);
         let held = fill(&permits, 1);
         assert_eq!(held.len(), 1, "even the only permit can be had");
-        let refused = permits.take(TenantUid([1; 16]), COLD).err().unwrap();
+        let refused = permits.take(TenantUid([1; 16]), UNCACHED).err().unwrap();
         assert_eq!((refused.code, refused.retry_after), (ErrorCode::Unavailable, Some(COME_BACK)));
         assert!(permits.take(TenantUid([1; 16]), || true).unwrap().is_none());
         drop(held);

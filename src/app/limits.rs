@@ -88,8 +88,8 @@ impl Meters {
         }
     }
 
-    /// Returns the meters of an operation's items, and who takes from them; `None` if the items have
-    /// no limit.
+    /// Returns the meters of an operation's items, and who takes from them; `None` if the items
+    /// have no limit.
     fn items(&self, caller: &Caller, operation: Operation) -> Option<(&ItemMeters, Taker)> {
         let rates = rates(caller);
         let (meters, per_minute) = match operation {

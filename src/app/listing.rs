@@ -37,9 +37,10 @@ impl Listing {
             };
             refused += 1;
             let costs = item.kms_request_id.as_ref().is_some_and(|id| requests.insert(id.clone()));
-            match refused <= LISTED || costs {
-                true => listed.push(item.clone()),
-                false => *counts.entry(code.as_str()).or_default() += 1,
+            if refused <= LISTED || costs {
+                listed.push(item.clone());
+            } else {
+                *counts.entry(code.as_str()).or_default() += 1;
             }
         }
         if counts.is_empty() {

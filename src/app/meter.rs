@@ -2,9 +2,11 @@
 //! take. It is pure: each call passes the time in. `docs/limits.md` has the maths.
 
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use dashmap::mapref::one::RefMut;
 
 use crate::model::TenantUid;
 
@@ -53,24 +55,44 @@ pub(super) enum CountedUsage {
 
 /// What each tenant takes per minute. A whole minute's worth may be taken at once; then the meter
 /// refills evenly, at the tenant's rate. In any minute no more than twice the rate passes, and in
-/// `k` consecutive minutes no more than `k + 1` times the rate. While one user asks alone, that user
-/// may take everything. While others have asked in the last minute, no user gets more than half.
+/// `k` consecutive minutes no more than `k + 1` times the rate. While one user asks alone, that
+/// user may take everything. While others have asked in the last minute, no user gets more than
+/// half.
 pub(super) struct Meter {
     counted: CountedUsage,
+    /// The tenants of the last minute, and those that owe something.
     tenants: DashMap<TenantUid, Bucket>,
+    /// When the tenants that are as if they had never asked were last dropped, in minutes.
+    dropped_at: AtomicU64,
 }
 
 impl Meter {
     pub(super) fn new(counted: CountedUsage) -> Self {
-        Self { counted, tenants: DashMap::new() }
+        Self { counted, tenants: DashMap::new(), dropped_at: AtomicU64::new(0) }
+    }
+
+    /// Returns the bucket of a tenant as of now.
+    fn bucket(
+        &self,
+        tenant: TenantUid,
+        per_minute: NonZeroU32,
+        now: Duration,
+    ) -> RefMut<'_, TenantUid, Bucket> {
+        let minute = now.as_secs() / MINUTE.as_secs();
+        let is_due = self.dropped_at.load(Ordering::Relaxed) != minute;
+        if is_due && self.dropped_at.swap(minute, Ordering::Relaxed) != minute {
+            self.tenants.retain(|_, bucket| !bucket.will_be_full(now));
+        }
+        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(per_minute, now));
+        bucket.pass_time(per_minute, now);
+        bucket
     }
 
     /// Takes all of `count` or nothing.
     pub(super) fn take(&self, taker: Taker, count: u32, now: Duration) -> Result<(), Exceeded> {
         let Taker { tenant, user, per_minute } = taker;
         let need = units(count, per_minute)?;
-        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(per_minute, now));
-        bucket.pass_time(per_minute, now);
+        let mut bucket = self.bucket(tenant, per_minute, now);
         let other = bucket.ask(user, now);
         if other.is_none() && self.counted == CountedUsage::FromTheSecondUser {
             bucket.share = Share::default();
@@ -111,8 +133,7 @@ impl Meter {
         let Taker { tenant, user, per_minute } = taker;
         let most = full(per_minute);
         let units = i64::from(count).saturating_mul(ONE).min(most);
-        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(per_minute, now));
-        bucket.pass_time(per_minute, now);
+        let mut bucket = self.bucket(tenant, per_minute, now);
         bucket.ask(user, now);
         let is_bounded = bucket.level > -most;
         bucket.level = bucket.level.saturating_sub(units).max(bucket.level.min(-most));
@@ -187,6 +208,12 @@ impl Bucket {
         if self.share.ends() <= now {
             self.share = Share::default();
         }
+    }
+
+    /// Returns whether a minute without a call has made this bucket equal to a new one: a minute
+    /// refills what does not owe anything, whatever the rate, and forgets who took how much.
+    fn will_be_full(&self, now: Duration) -> bool {
+        self.level >= 0 && self.filled_at + MINUTE <= now
     }
 
     /// Returns when a user other than this one last asked, if that was within a minute.
@@ -394,6 +421,19 @@ mod tests {
                 assert!(most >= bound - 1, "{most} of {per_minute} in {minutes} minutes");
             }
         }
+    }
+
+    #[test]
+    fn a_tenant_is_forgotten_after_a_minute_unless_it_owes() {
+        let meter = meter(1);
+        let other = |n: u8| TenantUid([n; 16]);
+        for n in 1..=10 {
+            assert_eq!(meter.take(other(n), ANNA, 1, START), Ok(()));
+        }
+        assert!(meter.charge(other(1), ANNA, 1, START));
+        assert_eq!(meter.take(TENANT, ANNA, 1, START + MINUTE), Ok(()));
+        let kept: Vec<_> = meter.meter.tenants.iter().map(|bucket| *bucket.key()).collect();
+        assert!(kept.len() == 2 && kept.contains(&other(1)) && kept.contains(&TENANT), "{kept:?}");
     }
 
     #[test]

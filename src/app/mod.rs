@@ -53,7 +53,7 @@ pub use rotate::Rotation;
 
 // The types that the use cases take and return. The API front ends use no module below this one.
 pub use crate::crypto::{Context, Plaintext, SecretText};
-pub use crate::jobs::{Checkpoints, CurrentCheckpoint, StreamShown};
+pub use crate::jobs::{Checkpoints, CurrentCheckpoint, StreamStatus};
 pub use crate::keyring::KeyStatus;
 pub use crate::store::EntryFilter;
 
@@ -138,9 +138,10 @@ impl App {
     }
 
     /// Identifies the caller by the headers of the request, and finds the tenant that the caller
-    /// claims. Waits some seconds for a key of the identity provider that is not known yet. A refusal
-    /// here leaves no entry, because there is no log to write it to. Once the caller is identified, the
-    /// [`Peer`] in the request's extensions, if the listener put one there, is marked as authenticated.
+    /// claims. Waits some seconds for a key of the identity provider that is not known yet. A
+    /// refusal here leaves no entry, because there is no log to write it to. Once the caller is
+    /// identified, the [`Peer`] in the request's extensions, if the listener put one there, is
+    /// marked as authenticated.
     ///
     /// # Errors
     /// One of Hasura's own codes; `Unavailable` if the identity provider's keys cannot be fetched;
@@ -158,25 +159,15 @@ impl App {
         if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
             return Err(ErrorCode::JwtInvalidClaims.into());
         }
-        // Also while the tenant cannot be served: it is no stranger who calls.
+        // The caller is authenticated even if the tenant cannot be served.
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
-        let runtime = self.tenants.of(TenantClaim::of(&identity).name()).await.map_err(record::not_served)?;
+        let runtime = self.tenants.of(TenantClaim::of(&identity)).await.map_err(record::not_served)?;
         if !self.checkpoints.is_checked(runtime.tenant.uid) {
             self.checkpoints.of(&runtime.tenant).check().await.map_err(record::read_refusal)?;
         }
         Ok(Caller { runtime, identity, request_id })
-    }
-
-    /// Returns whether the headers identify somebody, whatever the tenant. Unlike [`Self::admit`],
-    /// this never waits.
-    pub fn is_identified(&self, headers: &HeaderMap, extensions: &Extensions) -> bool {
-        let is_identified = self.authenticator().authenticate(headers).is_ok();
-        if let (true, Some(peer)) = (is_identified, extensions.get::<Peer>()) {
-            peer.set_authenticated();
-        }
-        is_identified
     }
 
     /// Returns the caller of a command on this machine, which is for the one tenant of the
@@ -195,8 +186,8 @@ impl App {
     }
 
     /// Returns the progress of each stream of the log.
-    pub fn streams_shown(&self) -> Vec<StreamShown> {
-        self.streams.iter().map(Stream::shown).collect()
+    pub fn stream_statuses(&self) -> Vec<StreamStatus> {
+        self.streams.iter().map(Stream::status).collect()
     }
 
     /// Returns the counts of the DEKs that were made ahead of need, by what happened to them.

@@ -17,9 +17,9 @@ impl App {
     /// # Errors
     /// `PERMISSION_DENIED`, or the reason why the refusal could not be recorded.
     pub async fn permit(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
-        match self.may_ever(caller, operation) {
-            true => Ok(()),
-            false => Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await),
+        if self.may_ever(caller, operation) {
+            return Ok(());
         }
+        Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await)
     }
 }

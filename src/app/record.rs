@@ -216,7 +216,8 @@ impl App {
         self.commit_entry(caller, row, Vec::new(), None).await.map(drop)
     }
 
-    /// Records that items were refused for this reason, which has come up since they were processed.
+    /// Records that items were refused for this reason, which has come up since they were
+    /// processed.
     pub(super) async fn withhold(
         &self,
         caller: &Caller,

@@ -25,7 +25,7 @@ use crate::kms::{
 };
 use crate::model::{Clock, KeyId, SystemClock, Tenant, TenantUid};
 use crate::rest::{DatabaseFound, DatabaseState};
-use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
+use crate::store::{self, Batch, Change, CommitError, Database, KeyState, MigrateError, MigrationReport};
 use crate::tenancy::{Key, KeySet, TenantSettings, Tenants};
 use crate::webhook::Webhook;
 
@@ -115,6 +115,7 @@ pub(super) async fn assemble(
         state: state.clone(),
         admin,
         app: app.clone(),
+        tenant: PRIMARY.to_owned(),
         checkpoints,
         retention: config.audit_retention,
         has_owner,
@@ -130,12 +131,20 @@ pub(super) struct Opening {
     state: DatabaseState,
     admin: LogAdmin,
     app: Arc<App>,
+    /// The name of the tenant that is served.
+    tenant: String,
     checkpoints: Arc<Checkpoints>,
     retention: config::AuditRetention,
     has_owner: bool,
 }
 
 impl Opening {
+    /// Serves this tenant, under the key of the configuration. Unlike the primary one, which a start
+    /// creates, it must exist.
+    pub(super) fn for_tenant(self, tenant: String) -> Self {
+        Self { tenant, ..self }
+    }
+
     /// Waits for a database that is out of reach, migrates it to the schema that this binary needs,
     /// checks the log against what was published, and begins to serve calls. Returns the task that
     /// does the database's regular upkeep.
@@ -143,9 +152,12 @@ impl Opening {
     /// # Errors
     /// The database was reached, but cannot be used.
     pub(super) async fn open(self, stop: CancellationToken) -> Result<JoinHandle<()>, Failure> {
-        let Self { database, state, admin, app, checkpoints, retention, has_owner } = self;
+        let Self { database, state, admin, app, tenant, checkpoints, retention, has_owner } = self;
         let MigrationReport { applied, .. } = migrate(&*database).await?;
-        let tenant = primary(&*database).await?;
+        let tenant = match tenant.as_str() {
+            PRIMARY => primary(&*database).await?,
+            name => under_configured_key(&*database, name).await?,
+        };
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
         state.set(DatabaseFound { applied, audit_protected });
@@ -209,13 +221,32 @@ async fn with_tenant(
     name: &str,
 ) -> Result<(Arc<dyn Database>, Tenant), Failure> {
     let tenant = database.tenant(name).await.map_err(read_failure)?;
-    let none = || {
-        Failure::Running(match name {
-            PRIMARY => "there is no log yet: nothing was ever served".to_owned(),
-            _ => format!("there is no tenant {name:?}"),
-        })
-    };
-    Ok((database, tenant.ok_or_else(none)?))
+    Ok((database, tenant.ok_or_else(|| no_tenant(name))?))
+}
+
+/// Returns the failure for a tenant that does not exist.
+pub(super) fn no_tenant(name: &str) -> Failure {
+    Failure::Running(match name {
+        PRIMARY => "there is no log yet: nothing was ever served".to_owned(),
+        _ => format!("there is no tenant {name:?}"),
+    })
+}
+
+/// Reads the tenant with this name, which must exist, must not be locked, and must have no other
+/// current key than the one of the configuration.
+async fn under_configured_key(database: &dyn Database, name: &str) -> Result<Tenant, Failure> {
+    let row = database.tenant_named(name).await.map_err(read_failure)?.ok_or_else(|| no_tenant(name))?;
+    if row.locked {
+        return Err(Failure::Running(format!("the tenant {name:?} is locked")));
+    }
+    let keys = database.keys(row.tenant.uid).await.map_err(read_failure)?;
+    let mut current = keys.iter().filter(|key| key.state == KeyState::Current);
+    if current.any(|key| key.id != KeyId::FIRST || key.provider.is_some()) {
+        return Err(Failure::Running(format!(
+            "the tenant {name:?} has a key of its own, which is not the one of this configuration"
+        )));
+    }
+    Ok(row.tenant)
 }
 
 /// Returns the failure for a database that cannot be read.

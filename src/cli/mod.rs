@@ -24,6 +24,7 @@ mod drill;
 mod health;
 mod memory;
 mod migrate;
+mod of_tenant;
 mod policy;
 mod reload;
 mod rotate;
@@ -74,7 +75,7 @@ enum Command {
     Token(token::Arguments),
     /// Check configuration, database, roles and key, and say what is wrong, what that leaves
     /// unprotected, and what to do
-    Doctor,
+    Doctor(of_tenant::OfTenant),
     /// Query the health of a running server, as a container's health check does; exit code 1 if it
     /// is not healthy
     Health(health::Arguments),
@@ -121,7 +122,7 @@ pub fn run() -> ExitCode {
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
-            Command::Doctor => doctor::run().await,
+            Command::Doctor(of) => doctor::run(&of.tenant).await,
             Command::Health(arguments) => health::run(arguments).await,
             Command::Drill(arguments) => drill::run(*arguments).await,
         }

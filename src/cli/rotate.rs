@@ -1,6 +1,6 @@
-//! `byok rotate`: starts the rotation job, or joins the one that is running, works on it here and
-//! shows its progress. Running servers work on it too; whichever process holds the lease does the
-//! work. It also pauses, resumes and cancels a rotation.
+//! `byok rotate`: starts a tenant's rotation job, or joins the one that is running, works on it
+//! here and shows its progress. Running servers work on it too; whichever process holds the lease
+//! does the work. It also pauses, resumes and cancels a rotation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::assemble::{Assembled, assemble};
+use super::of_tenant::OfTenant;
 use super::rotation_output::RotationOutput;
 use crate::app::{App, Rotation};
 use crate::config::{Config, Defaults, Env};
@@ -36,6 +37,8 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(15);
 /// How to rotate.
 #[derive(Args)]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    of: OfTenant,
     /// Print what a rotation would do, and change nothing
     #[arg(long, group = "what")]
     dry_run: bool,
@@ -62,7 +65,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
     let Assembled { app, jobs, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
-    let opened = tokio::time::timeout(DATABASE_PATIENCE, opening.open(stop.clone())).await;
+    let opening = opening.for_tenant(arguments.of.tenant).open(stop.clone());
+    let opened = tokio::time::timeout(DATABASE_PATIENCE, opening).await;
     opened
         .map_err(|_| Failure::Running("the database is out of reach; nothing was changed".to_owned()))??;
     let identity = Identity {

@@ -107,8 +107,8 @@ impl Call {
     /// The key's health, checked once however often the request asks. A caller without identity
     /// gets the last known health.
     pub(super) async fn health(&self) -> &Health {
-        let health = async || match self.caller {
-            Ok(_) => self.app.health().await,
+        let health = async || match &self.caller {
+            Ok(caller) => self.app.health(&caller.runtime).await,
             Err(_) => self.app.known_health().await,
         };
         self.health.get_or_init(health).await

@@ -1,7 +1,9 @@
 //! Announces incidents to the operator's webhook: at least once each, by one replica at a time, and
-//! those of one key version in order. The database holds which announcements are due and their
-//! results, so any replica can continue after a kill.
+//! those of one key version in order. A tenant whose webhook hangs delays no other tenant's. The
+//! database holds which announcements are due and their results, so any replica can continue after
+//! a kill.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use uuid::Uuid;
 
 use crate::model::TenantUid;
 use crate::store::{AnnouncementOutcome, AnnouncementStep, Batch, Change, DueAnnouncement, ReadError};
-use crate::tenancy::NotServed;
+use crate::tenancy::{NotServed, Turn, Turns};
 use crate::webhook::{Delivery, Webhook};
 
 use super::Jobs;
@@ -25,26 +27,44 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 /// The age from which an incident is no longer announced. Without this limit, a failing one could
 /// block those after it forever.
 const PATIENCE: Duration = Duration::from_secs(3 * 24 * 3_600);
-/// The number of announcements that are read at once.
-const PAGE: u32 = 32;
+/// The number of announcements that are read at once, of all tenants.
+const PAGE: u32 = 256;
 
-/// The database is out of reach, or there is no webhook. The worker tries again later.
+/// The database is out of reach, or there is no webhook. The tenant's next turn tries again.
 struct Stalled;
 
 impl Jobs {
-    /// Announces what is due, one after the other, until nothing is due or `stop` is cancelled.
-    /// Does nothing without a webhook. `holder` names this replica.
-    pub(super) async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
+    /// Announces what is due, each tenant's in a task of its own. Does nothing without a webhook.
+    /// `holder` names this replica.
+    pub(super) async fn announce_incidents(
+        self: &Arc<Self>,
+        turns: &mut Turns<TenantUid>,
+        holder: Uuid,
+        stop: &CancellationToken,
+    ) {
         if self.tenants.settings().webhook.is_none() {
             return;
         }
+        let Ok(due) = self.store.due_announcements(PAGE).await else { return };
+        let tenants: HashSet<TenantUid> = due.into_iter().map(|due| due.tenant.uid).collect();
+        turns.start(tenants.into_iter().map(|tenant| {
+            let (jobs, stop) = (self.clone(), stop.clone());
+            (tenant, move |turn| async move { jobs.announce_of(tenant, holder, &turn, &stop).await })
+        }));
+    }
+
+    /// Announces what is due of one tenant, one after the other, until nothing is due, the turn is
+    /// over, or `stop` is cancelled.
+    async fn announce_of(&self, tenant: TenantUid, holder: Uuid, turn: &Turn, stop: &CancellationToken) {
         loop {
-            let due = match self.store.due_announcements(PAGE).await {
-                Ok(due) if !due.is_empty() => due,
-                Ok(_) | Err(_) => return,
-            };
+            let Ok(mut due) = self.store.due_announcements(PAGE).await else { return };
+            due.retain(|due| due.tenant.uid == tenant);
+            if due.is_empty() {
+                return;
+            }
             for one in &due {
-                if stop.is_cancelled() || self.announce(one, holder, stop).await.is_err() {
+                let ends = stop.is_cancelled() || turn.is_over();
+                if ends || self.announce(one, holder, stop).await.is_err() {
                     return;
                 }
             }

@@ -1,25 +1,26 @@
 //! Signs checkpoints of all tenants' logs, and keeps them up to date: who signs, and where
 //! checkpoints are published. What is known of one tenant's log is in `tenant_checkpoints`.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use futures_util::StreamExt as _;
-use futures_util::stream::iter;
 use tracing::warn;
 
 use crate::config::SigningKeys;
 use crate::crypto::Ed25519SigningKey;
 use crate::model::{Clock, Tenant, TenantUid};
 use crate::store::{ReadError, Store};
+use crate::tenancy::{Tenants, Turn, Turns};
 
 use super::Jobs;
 use super::publication::Destination;
 use super::tenant_checkpoints::{CheckpointError, TenantCheckpoints};
 
-/// How many tenants' logs are worked on at once.
-pub(super) const AT_ONCE: usize = 8;
+/// How long the log of a tenant that is no longer known is kept up to date.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// The parts that [`Checkpoints`] are built from.
 pub struct CheckpointParts {
@@ -51,11 +52,13 @@ pub(super) struct Signing {
     pub(super) destinations: Vec<Destination>,
     pub(super) publish_every: Duration,
     pub(super) clock: Arc<dyn Clock>,
+    /// The number of checkpoints that this process has made.
+    pub(super) made: AtomicU64,
 }
 
-/// What the metrics show of one destination, over all tenants.
+/// The state of one destination over all tenants, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DestinationShown {
+pub struct DestinationStatus {
     /// The kind: `directory`, `bucket`, `webhook` or `kms`.
     pub kind: &'static str,
     /// The number of attempts that have failed since the last success, of the tenant with most.
@@ -69,12 +72,13 @@ impl Checkpoints {
     pub fn new(parts: CheckpointParts) -> Self {
         let CheckpointParts { store, deployment, keys, destinations, publish_every, clock } = parts;
         let keys = RwLock::new(keys.map(Arc::new));
-        let signing = Signing { store, deployment, keys, destinations, publish_every, clock };
+        let made = AtomicU64::new(0);
+        let signing = Signing { store, deployment, keys, destinations, publish_every, clock, made };
         Self { signing: Arc::new(signing), logs: DashMap::new() }
     }
 
-    /// Returns the checkpoints of a tenant's logs. From the first call on, [`Jobs`] keeps them up to
-    /// date.
+    /// Returns the checkpoints of a tenant's logs. From the first call on, [`Jobs`] keeps them up
+    /// to date.
     pub fn of(&self, tenant: &Arc<Tenant>) -> Arc<TenantCheckpoints> {
         let new = || Arc::new(TenantCheckpoints::new(tenant.clone(), self.signing.clone()));
         self.logs.entry(tenant.uid).or_insert_with(new).clone()
@@ -86,8 +90,8 @@ impl Checkpoints {
         self.logs.get(&tenant).is_some_and(|log| log.is_behind())
     }
 
-    /// Returns whether the log of a tenant was checked against what was published of it. Until then,
-    /// nothing of it may be served.
+    /// Returns whether the log of a tenant was checked against what was published of it. Until
+    /// then, nothing of it may be served.
     pub fn is_checked(&self, tenant: TenantUid) -> bool {
         self.logs.get(&tenant).is_some_and(|log| log.is_checked())
     }
@@ -97,20 +101,39 @@ impl Checkpoints {
         self.logs.iter().any(|log| log.is_behind())
     }
 
+    /// Returns the tenants whose logs were found behind.
+    pub(super) fn behind(&self) -> Vec<Arc<Tenant>> {
+        let behind = self.logs.iter().filter(|log| log.is_behind());
+        behind.map(|log| log.tenant.clone()).collect()
+    }
+
+    /// Forgets the logs of tenants that have not been known for a while, because nobody calls for
+    /// them. Until then, all of such a log is kept and published; it is checked again before the
+    /// tenant is served again. A log that is behind is not forgotten.
+    fn forget_idle(&self, tenants: &Tenants) {
+        // Unlike a look-up by uid, this does not count as a use of the tenants.
+        let served: HashSet<TenantUid> = tenants.served().iter().map(|runtime| runtime.tenant.uid).collect();
+        self.logs.retain(|tenant, log| {
+            let is_idle = log.is_unknown_for(FORGET_AFTER, served.contains(tenant));
+            let unpublished = log.published.iter().any(|published| published.unpublished() > 0);
+            !is_idle || unpublished || log.is_behind()
+        });
+    }
+
     /// Returns the number of checkpoints that this process has made.
     pub fn made(&self) -> u64 {
-        self.logs.iter().map(|log| log.made()).sum()
+        self.signing.made.load(Ordering::Relaxed)
     }
 
     /// Returns the state of each destination.
-    pub fn destinations(&self) -> Vec<DestinationShown> {
+    pub fn destinations(&self) -> Vec<DestinationStatus> {
         let of_each = self.signing.destinations.iter().enumerate();
-        let shown = of_each.map(|(at, destination)| DestinationShown {
+        let statuses = of_each.map(|(at, destination)| DestinationStatus {
             kind: destination.kind(),
             failures: self.logs.iter().map(|log| log.published[at].failures()).max().unwrap_or(0),
             unpublished: self.logs.iter().map(|log| log.published[at].unpublished()).sum(),
         });
-        shown.collect()
+        statuses.collect()
     }
 
     /// Returns whether there is a key to sign with.
@@ -143,12 +166,14 @@ impl Signing {
 }
 
 impl Jobs {
-    /// Checks each log against what was published, and makes a checkpoint if the log has moved since
-    /// the last one, keeping at most one in a while. To be called every second.
-    pub(super) async fn keep_checkpoints(&self) {
-        iter(self.checkpoints.logs())
-            .for_each_concurrent(AT_ONCE, async |log| self.keep_checkpoint(&log).await)
-            .await;
+    /// Checks each log against what was published, and makes a checkpoint if the log has moved
+    /// since the last one, keeping at most one in a while. To be called every second.
+    pub(super) fn keep_checkpoints(self: &Arc<Self>, turns: &mut Turns<TenantUid>) {
+        self.checkpoints.forget_idle(&self.tenants);
+        turns.start(self.checkpoints.logs().into_iter().map(|log| {
+            let (jobs, tenant) = (self.clone(), log.tenant.uid);
+            (tenant, move |_: Turn| async move { jobs.keep_checkpoint(&log).await })
+        }));
     }
 
     async fn keep_checkpoint(&self, log: &TenantCheckpoints) {

@@ -36,10 +36,10 @@ use crate::model::Clock;
 use crate::store::Store;
 use crate::tenancy::Tenants;
 
-pub use checkpoints::{CheckpointParts, Checkpoints, DestinationShown};
+pub use checkpoints::{CheckpointParts, Checkpoints, DestinationStatus};
 pub use publication::{Destination, Receiver};
 pub use restored::{RestoreFailed, Restored};
-pub use streams::{Stream, StreamShown};
+pub use streams::{Stream, StreamStatus};
 pub use tenant_checkpoints::{Checked, CheckpointError, CurrentCheckpoint, TenantCheckpoints};
 pub use upkeep::Upkeep;
 pub use webhooks::Webhooks;

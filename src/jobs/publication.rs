@@ -1,27 +1,25 @@
 //! Publishes checkpoints where the customer can keep them. One replica at a time publishes at a
 //! destination, no more often than configured, and after a pause if the destination is down. A
-//! destination that is down delays no other.
+//! destination that is down delays no other, and no other tenant's checkpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use futures_util::stream::iter;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::kms::{DekBinding, LogPosition, Purpose};
-use crate::model::{DekId, Timestamp};
+use crate::model::{DekId, TenantUid, Timestamp};
 use crate::store::{Batch, Change, PublicationStep};
-use crate::tenancy::Tenants;
+use crate::tenancy::{Tenants, Turn, Turns};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
 use super::Jobs;
-use super::checkpoints::{AT_ONCE, Signing};
+use super::checkpoints::Signing;
 use super::tenant_checkpoints::{SignedHead, TenantCheckpoints};
 
 /// How long a replica that has died keeps a destination from the others. Longer than one attempt
@@ -304,7 +302,7 @@ impl TenantCheckpoints {
 
     /// Publishes the checkpoint of the current head at every destination where one is due.
     async fn publish_where_due(&self, holder: Uuid, stop: &CancellationToken) {
-        if self.is_behind() {
+        if self.is_behind() || stop.is_cancelled() {
             return;
         }
         let Signing { store, destinations, .. } = &*self.signing;
@@ -330,13 +328,21 @@ impl TenantCheckpoints {
 }
 
 impl Jobs {
-    /// Publishes the checkpoints of all logs where one is due. `holder` names this replica.
-    pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
+    /// Publishes the checkpoints of all logs where one is due, each tenant's at its own pace.
+    /// `holder` names this replica.
+    pub(super) fn publish_checkpoints(
+        &self,
+        turns: &mut Turns<TenantUid>,
+        holder: Uuid,
+        stop: &CancellationToken,
+    ) {
         if self.checkpoints.signing.destinations.is_empty() {
             return;
         }
-        let publishing = async |log: Arc<TenantCheckpoints>| log.publish_where_due(holder, stop).await;
-        iter(self.checkpoints.logs()).for_each_concurrent(AT_ONCE, publishing).await;
+        turns.start(self.checkpoints.logs().into_iter().map(|log| {
+            let (tenant, stop) = (log.tenant.uid, stop.clone());
+            (tenant, move |_: Turn| async move { log.publish_where_due(holder, &stop).await })
+        }));
     }
 }
 

@@ -93,10 +93,10 @@ impl TenantCheckpoints {
         lost: &[SignedHead],
         operator: Option<&str>,
     ) -> (Batch, Restored) {
-        let said = |head: &SignedHead| format!("{} {} {}", self.origin(head.log), head.size, head.root);
-        let ended = said(&SignedHead::of(head));
-        let lost_said: Vec<_> = lost.iter().map(said).collect();
-        let details = lost_said.iter().map(|lost| format!("lost {lost}"));
+        let described = |head: &SignedHead| format!("{} {} {}", self.origin(head.log), head.size, head.root);
+        let ended = described(&SignedHead::of(head));
+        let lost_heads: Vec<_> = lost.iter().map(described).collect();
+        let details = lost_heads.iter().map(|lost| format!("lost {lost}"));
         let entries = std::iter::once(format!("restore {ended}")).chain(details);
         let entries: Vec<_> = entries.map(|detail| self.entry(tenant, detail, operator)).collect();
         // The new log's number is higher than that of every log of which anybody was shown a head.
@@ -104,7 +104,7 @@ impl TenantCheckpoints {
         let log = last.saturating_add(1);
         let changes = vec![Change::OpenLog { from: head.clone(), log }];
         let batch = Batch { tenant, base: head.end(), entries, changes, gate: None, fence: Vec::new() };
-        (batch, Restored { ended, lost: lost_said, opened: self.origin(log) })
+        (batch, Restored { ended, lost: lost_heads, opened: self.origin(log) })
     }
 
     fn entry(&self, tenant: TenantUid, detail: String, operator: Option<&str>) -> EntryRow {

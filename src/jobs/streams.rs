@@ -1,7 +1,7 @@
 //! Streams entries to the customer's monitoring: at least once each, in the order of each tenant's
-//! log, by one replica at a time. The database holds the progress of each stream, so any replica can
-//! continue after a kill. A sink that is down delays only its own stream, and a log that cannot be
-//! read no other tenant's.
+//! log, by one replica at a time. The database holds the progress of each stream, so any replica
+//! can continue after a kill. A sink that is down delays only its own stream, and a log that cannot
+//! be read no other tenant's.
 
 mod file;
 
@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use futures_util::StreamExt as _;
-use futures_util::stream::iter;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,11 +18,10 @@ use uuid::Uuid;
 use crate::audit::ocsf_event;
 use crate::model::{Tenant, TenantUid};
 use crate::store::{Batch, Change, LogHead, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
-use crate::tenancy::TenantRuntime;
+use crate::tenancy::{Turn, Turns};
 use crate::webhook::{Delivery, StreamedEntries, Webhook};
 
 use super::Jobs;
-use super::checkpoints::AT_ONCE;
 use file::Lines;
 
 /// How long a replica that has died keeps a stream from the others. Longer than a delivery and its
@@ -62,9 +59,9 @@ struct Progress {
     page: u32,
 }
 
-/// What the metrics show of one stream.
+/// The progress of one stream over all tenants, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamShown {
+pub struct StreamStatus {
     /// `file` or `webhook`.
     pub name: &'static str,
     /// The number of entries that the stream still had to take when this replica last looked.
@@ -109,12 +106,12 @@ impl Stream {
     }
 
     /// Returns the progress of the stream over all tenants, as this replica knows it.
-    pub fn shown(&self) -> StreamShown {
-        let empty = StreamShown { name: self.name.as_str(), behind: 0, failures: 0 };
-        self.progress.iter().fold(empty, |shown, progress| StreamShown {
-            behind: shown.behind + progress.behind,
-            failures: shown.failures + progress.failures,
-            ..shown
+    pub fn status(&self) -> StreamStatus {
+        let empty = StreamStatus { name: self.name.as_str(), behind: 0, failures: 0 };
+        self.progress.iter().fold(empty, |sum, progress| StreamStatus {
+            behind: sum.behind + progress.behind,
+            failures: sum.failures + progress.failures,
+            ..sum
         })
     }
 
@@ -147,16 +144,34 @@ impl Default for Progress {
 }
 
 impl Jobs {
-    /// Sends what a stream has not taken yet of each tenant's log. `holder` names this replica.
-    pub(super) async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
-        let streaming =
-            async |served: Arc<TenantRuntime>| self.stream_log(stream, &served.tenant, holder, stop).await;
-        iter(self.tenants.served()).for_each_concurrent(AT_ONCE, streaming).await;
+    /// Sends what the stream with this index has not taken yet of each tenant's log, each at its
+    /// own pace. `holder` names this replica.
+    pub(super) fn stream_entries(
+        self: &Arc<Self>,
+        turns: &mut Turns<TenantUid>,
+        index: usize,
+        holder: Uuid,
+        stop: &CancellationToken,
+    ) {
+        turns.start(self.tenants.served().into_iter().map(|served| {
+            let (jobs, stop) = (self.clone(), stop.clone());
+            let tenant = served.tenant.clone();
+            (tenant.uid, move |turn| async move {
+                jobs.stream_log(&jobs.streams[index], &tenant, holder, &turn, &stop).await;
+            })
+        }));
     }
 
     /// Sends the entries of one log, until nothing is left, the sink fails, another replica holds
-    /// the stream, or `stop` is cancelled.
-    async fn stream_log(&self, stream: &Stream, tenant: &Tenant, holder: Uuid, stop: &CancellationToken) {
+    /// the stream, the turn is over, or `stop` is cancelled.
+    async fn stream_log(
+        &self,
+        stream: &Stream,
+        tenant: &Tenant,
+        holder: Uuid,
+        turn: &Turn,
+        stop: &CancellationToken,
+    ) {
         if stream.pauses(tenant.uid) {
             return;
         }
@@ -169,7 +184,7 @@ impl Jobs {
         // While this replica holds the lease, no other advances the stream.
         let Ok((Some(row), _)) = self.look(stream, tenant.uid).await else { return };
         let mut next = row.next;
-        while !stop.is_cancelled() {
+        while !stop.is_cancelled() && !turn.is_over() {
             match self.stream_page(stream, tenant, holder, next, stop).await {
                 Ok(to) => next = to,
                 Err(PassEnded) => return,

@@ -1,14 +1,14 @@
 //! The checkpoints of one tenant's logs. They are made here, and the log is checked here against
-//! everything that was published of it. If it does not hold that, the database was rewritten or went
-//! back in time. Then no call of this tenant is recorded in that log, and so none is answered, until
-//! `byok audit restored` opens another log that names it. Other tenants notice nothing.
+//! everything that was published of it. If it does not hold that, the database was rewritten or
+//! went back in time. Then no call of this tenant is recorded in that log, and so none is answered,
+//! until `byok audit restored` opens another log that names it. Other tenants notice nothing.
 //!
 //! Before a head is signed, a proof from the leaves of the entries has shown that it extends the
 //! last kept checkpoint. Several replicas may sign the same head: the signature is deterministic,
 //! and so is the row.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -148,7 +148,8 @@ pub struct TenantCheckpoints {
     known: Mutex<Known>,
     checked: AtomicBool,
     behind: AtomicBool,
-    made: AtomicU64,
+    /// Since when the tenant has not been known to be served.
+    unknown_since: std::sync::Mutex<Option<Instant>>,
     missing: HourlyWarning,
     pub(super) refused: HourlyWarning,
 }
@@ -162,7 +163,7 @@ impl TenantCheckpoints {
             known: Mutex::default(),
             checked: AtomicBool::new(false),
             behind: AtomicBool::new(false),
-            made: AtomicU64::new(0),
+            unknown_since: std::sync::Mutex::default(),
             missing: HourlyWarning::default(),
             refused: HourlyWarning::default(),
         }
@@ -187,6 +188,16 @@ impl TenantCheckpoints {
         Ok(Checked { holds: !self.is_behind(), unread })
     }
 
+    /// Notes whether the tenant is known now, and returns whether it has not been for this long.
+    pub(super) fn is_unknown_for(&self, long: Duration, is_known: bool) -> bool {
+        let mut since = self.unknown_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_known {
+            *since = None;
+            return false;
+        }
+        since.get_or_insert_with(Instant::now).elapsed() >= long
+    }
+
     pub(super) fn is_checked(&self) -> bool {
         self.checked.load(Ordering::SeqCst)
     }
@@ -195,11 +206,6 @@ impl TenantCheckpoints {
     /// appended.
     pub fn is_behind(&self) -> bool {
         self.behind.load(Ordering::SeqCst)
-    }
-
-    /// Returns the number of checkpoints that this process has made.
-    pub fn made(&self) -> u64 {
-        self.made.load(Ordering::Relaxed)
     }
 
     pub(super) fn origin(&self, log: u32) -> String {
@@ -290,7 +296,7 @@ impl TenantCheckpoints {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
             let batch = Batch::of_changes(self.tenant.uid, vec![change]);
             self.signing.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
-            self.made.fetch_add(1, Ordering::Relaxed);
+            self.signing.made.fetch_add(1, Ordering::Relaxed);
             known.kept_at = Some(Instant::now());
         }
         if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < head.log) {
@@ -339,9 +345,10 @@ impl TenantCheckpoints {
         let tree = Tree::open(&*self.signing.store, self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
         let mut missing_heads: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
-            let held = match head.log < tree.head.log {
-                true => self.begins_with_a_restore(&tree.head).await?,
-                false => self.holds(&tree, head).await?,
+            let held = if head.log < tree.head.log {
+                self.begins_with_a_restore(&tree.head).await?
+            } else {
+                self.holds(&tree, head).await?
             };
             if !held && !missing_heads.contains(head) {
                 missing_heads.push(head.clone());
@@ -369,14 +376,14 @@ impl TenantCheckpoints {
         Ok((now, kept))
     }
 
-    /// Returns whether the log holds what a signed head of it says.
-    async fn holds(&self, tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
+    /// Returns whether the log extends a signed head of it.
+    async fn holds(&self, tree: &Tree<'_>, signed: &SignedHead) -> Result<bool, ReadError> {
         let now = SignedHead::of(&tree.head);
-        if said.log != now.log || said.size > now.size {
+        if signed.log != now.log || signed.size > now.size {
             return Ok(false);
         }
-        match tree.consistency(said.size, now.size).await {
-            Ok(proof) => Ok(verify_consistency((said.size, said.root), (now.size, now.root), &proof)),
+        match tree.consistency(signed.size, now.size).await {
+            Ok(proof) => Ok(verify_consistency((signed.size, signed.root), (now.size, now.root), &proof)),
             Err(TreeError::Store(error)) => Err(error),
             Err(TreeError::Missing { seq }) => {
                 if self.missing.is_due() {
@@ -415,9 +422,9 @@ impl TenantCheckpoints {
         let ended = self.signing.store.ended_logs(tenant).await?;
         let restores = self.latest(Operation::Restore, RESTORES).await?;
         for head in &known.ended {
-            let said = format!("/{} {} {}", head.log, head.size, head.root);
+            let described = format!("/{} {} {}", head.log, head.size, head.root);
             let names = |placed: &PlacedEntry| {
-                placed.row.detail.as_deref().is_some_and(|detail| detail.ends_with(&said))
+                placed.row.detail.as_deref().is_some_and(|detail| detail.ends_with(&described))
                     && digest_of(tenant, &placed.row) == Some(placed.row.digest)
             };
             let held = match ended.iter().find(|ended| ended.log == head.log) {
@@ -456,7 +463,7 @@ impl TenantCheckpoints {
             return Ok(false);
         }
         let prunes = self.latest(Operation::Prune, PRUNES).await?;
-        let said = prunes.iter().filter_map(|placed| pruned_leaves(tenant, &placed.row));
-        Ok(said.into_iter().any(|(pruned, leaves)| pruned == log.log && leaves.contains(&0)))
+        let mut pruned = prunes.iter().filter_map(|placed| pruned_leaves(tenant, &placed.row));
+        Ok(pruned.any(|(of, leaves)| of == log.log && leaves.contains(&0)))
     }
 }

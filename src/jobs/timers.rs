@@ -1,7 +1,6 @@
 //! Runs the jobs. Each has a task and a timer of its own, so that a slow webhook does not delay a
-//! rotation.
+//! rotation; and within a job each tenant has its own [`Turns`], so that no tenant delays another.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::audit::{Derivation, Derived};
+use crate::tenancy::Turns;
 
 use super::Jobs;
 
@@ -38,21 +38,27 @@ impl Jobs {
         });
         let (jobs, stopped) = (self.clone(), stop.clone());
         let announcing = tokio::spawn(async move {
+            let mut turns = Turns::default();
             while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
-                jobs.announce_incidents(holder, &stopped).await;
+                jobs.announce_incidents(&mut turns, holder, &stopped).await;
             }
+            turns.end().await;
         });
         let (jobs, stopped) = (self.clone(), stop.clone());
         let making_checkpoints = tokio::spawn(async move {
+            let mut turns = Turns::default();
             while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
-                jobs.keep_checkpoints().await;
+                jobs.keep_checkpoints(&mut turns);
             }
+            turns.end().await;
         });
         let (jobs, stopped) = (self.clone(), stop.clone());
         let publishing = tokio::spawn(async move {
+            let mut turns = Turns::default();
             while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
-                jobs.publish_checkpoints(holder, &stopped).await;
+                jobs.publish_checkpoints(&mut turns, holder, &stopped);
             }
+            turns.end().await;
         });
         let (jobs, stopped) = (self.clone(), stop.clone());
         let deriving = tokio::spawn(async move {
@@ -68,21 +74,20 @@ impl Jobs {
             .map(|index| {
                 let (jobs, stopped) = (self.clone(), stop.clone());
                 tokio::spawn(async move {
-                    let Some(stream) = jobs.streams.get(index) else { return };
+                    let mut turns = Turns::default();
                     while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
-                        jobs.stream_entries(stream, holder, &stopped).await;
+                        jobs.stream_entries(&mut turns, index, holder, &stopped);
                     }
+                    turns.end().await;
                 })
             })
             .collect();
         tokio::spawn(async move {
-            let mut at_work = HashMap::new();
+            let mut turns = Turns::default();
             while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
-                self.work_on_rotations(&mut at_work, holder, &stop).await;
+                self.work_on_rotations(&mut turns, holder, &stop).await;
             }
-            for (_, work) in at_work {
-                let _ = work.await;
-            }
+            turns.end().await;
             let _ = tokio::join!(watching, announcing, deriving, making_checkpoints, publishing);
             for stream in streaming {
                 let _ = stream.await;

@@ -50,20 +50,39 @@ impl Upkeep {
             if self.database.upkeep().await.is_err() {
                 warn!("the database's upkeep failed: trying again in an hour");
             }
-            // A log that is behind is evidence: nothing is appended to it, and nothing of it is
-            // dropped. Entries are dropped by month, whosever they are.
-            if let (Some(admin), Some(age)) = (&self.admin, self.retention.age)
-                && !self.checkpoints.any_is_behind()
-            {
-                let prune =
-                    async || admin.prune(admin.older_than(age, self.retention.exported_only).await?).await;
-                match prune().await {
-                    Ok(0) => {}
-                    Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
-                    Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),
-                }
-            }
+            self.drop_old_entries().await;
             tokio::time::sleep(Duration::from_secs(3_600)).await;
         }
+    }
+
+    /// Drops the entries that are past their retention, if there is one, and if this process may.
+    pub async fn drop_old_entries(&self) {
+        let (Some(admin), Some(age)) = (&self.admin, self.retention.age) else { return };
+        if !self.may_drop().await {
+            return;
+        }
+        let prune = async || admin.prune(admin.older_than(age, self.retention.exported_only).await?).await;
+        match prune().await {
+            Ok(0) => {}
+            Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
+            Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),
+        }
+    }
+
+    /// Returns whether old entries may be dropped now. A log that is behind is evidence, so nothing
+    /// of it may be dropped. A partition holds the entries of all tenants, and is dropped as a
+    /// whole or without those on legal hold. So all wait for a log that is behind, unless it is on
+    /// hold.
+    async fn may_drop(&self) -> bool {
+        for tenant in self.checkpoints.behind() {
+            if !matches!(self.database.on_hold(tenant.uid).await, Ok(true)) {
+                warn!(
+                    tenant = tenant.name,
+                    "old entries are not dropped: this log is behind what was published of it; see `byok audit hold on`"
+                );
+                return false;
+            }
+        }
+        true
     }
 }

@@ -141,9 +141,9 @@ impl Migrations {
 /// an identity; for others it returns the last known health. Takes the head alone: a body would be
 /// held while the KMS is asked, without counting against any limit.
 pub(super) async fn health(State(front): State<Front>, head: Parts) -> Response {
-    let has_identity = front.app.is_identified(&head.headers, &head.extensions);
+    let identity = front.app.identified(&head.headers, &head.extensions);
     drop(head);
-    let health = if has_identity { front.app.health().await } else { front.app.known_health().await };
+    let health = front.app.health_for(identity).await;
     health_answer(&front, health)
 }
 

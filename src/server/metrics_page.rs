@@ -90,7 +90,7 @@ impl MetricsPage {
         let destinations = checkpoints.destinations().into_iter();
         let destinations = destinations.map(|at| (at.kind, at.failures, at.unpublished));
         metrics.set_checkpoints(checkpoints.any_is_behind(), checkpoints.made(), destinations);
-        app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
+        app.stream_statuses().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
         metrics.set_rereads(app.rereads());
         metrics.set_held(bounds.requests.held(), bounds.bytes.held());
         metrics.text()

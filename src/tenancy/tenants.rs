@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::auth::TenantClaim;
 use crate::model::{Tenant, TenantUid};
 use crate::store::{ReadError, TenancyReads};
 
@@ -39,6 +40,15 @@ impl Tenants {
         }
     }
 
+    /// Returns whether calls can be served: the fixed tenant has been opened, or tenants are named
+    /// by claims.
+    pub fn is_open(&self) -> bool {
+        match &self.0 {
+            Form::Fixed(fixed) => fixed.primary().is_some(),
+            Form::Claimed(_) => true,
+        }
+    }
+
     /// Returns the runtime of the fixed tenant.
     ///
     /// # Errors
@@ -54,10 +64,10 @@ impl Tenants {
     ///
     /// # Errors
     /// [`NotServed`].
-    pub async fn of(&self, claim: Option<&str>) -> Result<Arc<TenantRuntime>, NotServed> {
+    pub async fn of(&self, claim: TenantClaim<'_>) -> Result<Arc<TenantRuntime>, NotServed> {
         match &self.0 {
             Form::Fixed(_) => Ok(self.primary()?),
-            Form::Claimed(tenants) => tenants.named(claim.ok_or(NotServed::Unknown)?).await,
+            Form::Claimed(tenants) => tenants.named(claim.name().ok_or(NotServed::Unknown)?).await,
         }
     }
 
@@ -159,9 +169,9 @@ mod tests {
     }
 
     async fn caller(tenants: &Tenants) -> Caller {
-        let (session, means) = (Session::default(), Means::Jwt);
-        let identity = Identity { role: "user".into(), user: None, session, means };
-        let runtime = tenants.of(Some("acme")).await.ok().unwrap();
+        let session = Session::from_pairs([("X-Hasura-Tenant-Id".to_owned(), "acme".to_owned())]);
+        let identity = Identity { role: "user".into(), user: None, session, means: Means::Jwt };
+        let runtime = tenants.of(TenantClaim::of(&identity)).await.ok().unwrap();
         Caller { runtime, identity, request_id: RequestId::fresh() }
     }
 

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use byok::admin::{AdminError, Erased, LogAdmin};
 use byok::audit::{Committer, Unit, digest_of, pack};
+use byok::config::AuditRetention;
+use byok::jobs::{CheckpointParts, Checkpoints, Upkeep};
 use byok::merkle::root_of;
 use byok::model::{
-    Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
+    Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, Tenant, TenantUid,
+    Timestamp,
 };
 use byok::store::{
     Batch, Change, Database, DekRow, EntryFilter, EntryRow, Filter, FilterBuilder, FilterLevel, FilterRow,
@@ -68,6 +71,7 @@ on_both_databases! {
     what_no_tile_covers_stays
     entries_of_an_ended_log_go_by_its_own_tiles
     nothing_goes_of_a_tenant_on_hold
+    all_wait_for_a_log_that_is_behind_unless_on_hold
     only_what_was_exported_goes_where_that_is_asked_for
     what_changed_meanwhile_is_not_dropped
     a_clock_that_runs_ahead_drops_nothing_before_its_time
@@ -585,6 +589,37 @@ async fn nothing_goes_of_a_tenant_on_hold(database: Db) {
     verifies(&database, held).await;
     keeper.hold(held, false).await.unwrap();
     assert_eq!(keeper.prune(retention()).await, Ok(256));
+}
+
+async fn all_wait_for_a_log_that_is_behind_unless_on_hold(database: Db) {
+    let (behind, other) = (tenant(&*database).await, tenant(&*database).await);
+    for tenant in [behind, other] {
+        append_old(&database, tenant, 256).await;
+        derive(&database).await;
+    }
+    let published = Change::AddCheckpoint { log: 1, size: 999, note: "of what was lost".into() };
+    database.commit(&changes(behind, vec![published])).await.unwrap();
+    let checkpoints = Arc::new(Checkpoints::new(CheckpointParts {
+        store: database.clone(),
+        deployment: "byok".to_owned(),
+        keys: None,
+        destinations: Vec::new(),
+        publish_every: DAY,
+        clock: Arc::new(SystemClock),
+    }));
+    let log = checkpoints.of(&Arc::new(Tenant { uid: behind, name: "behind".to_owned() }));
+    assert!(!log.check().await.unwrap().holds);
+    let upkeep = Upkeep {
+        database: database.clone(),
+        admin: Some(keeper(&database)),
+        checkpoints,
+        retention: AuditRetention { age: Some(365 * DAY), exported_only: false },
+    };
+    upkeep.drop_old_entries().await;
+    assert_eq!(all(&database, other).await.len(), 256);
+    keeper(&database).hold(behind, true).await.unwrap();
+    upkeep.drop_old_entries().await;
+    assert_eq!((all(&database, behind).await.len(), all(&database, other).await.len()), (257, 1));
 }
 
 async fn only_what_was_exported_goes_where_that_is_asked_for(database: Db) {

@@ -49,7 +49,7 @@ async fn a_transit_key_that_was_deleted_and_remade_is_named() {
             "ok    key: a DEK was wrapped and unwrapped",
             &format!("FAIL  posture: {version} is revoked since"),
             &format!("FAIL  stored DEKs: the key is not the one that wrapped the DEKs under {version}"),
-            "the key was deleted and made anew",
+            "the key was deleted and created again",
             "vault write transit/restore",
             "lost for good",
         ],

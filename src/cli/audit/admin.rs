@@ -7,17 +7,16 @@ use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::admin::{AdminError, Erased, LogAdmin};
 use crate::audit::Committer;
+use crate::cli::of_tenant::OfTenant;
 use crate::cli::{Failure, assemble};
 use crate::config::{AuditRetention, Env, Reader};
 use crate::model::{Clock, SystemClock};
 use crate::store::{Database, PersonalValue};
 
-use super::of_tenant::OfTenant;
-
-/// On whose word.
+/// The person who runs the command.
 #[derive(Args)]
 struct By {
-    /// Who does this; recorded as the user of the entry
+    /// The person who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -39,7 +38,7 @@ enum Switch {
     Off,
 }
 
-/// What to erase.
+/// The personal value to erase, and its tenant.
 #[derive(Args)]
 #[group(skip)]
 #[command(group = ArgGroup::new("personal value").required(true).args(["user", "record"]))]
@@ -56,7 +55,8 @@ pub(super) struct Erase {
     by: By,
 }
 
-/// What to drop.
+/// How to drop old entries. There is no tenant: a partition of the table holds the entries of all
+/// tenants, and is dropped as a whole.
 #[derive(Args)]
 pub(super) struct Prune {
     /// Print what would be dropped, and change nothing

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::audit::{CheckpointKey, origin_of};
+use crate::cli::of_tenant::OfTenant;
 use crate::cli::{Failure, assemble};
 use crate::config::{self, Audit, ConfigError, Env, Reader, SigningKeys};
 use crate::crypto::Ed25519SigningKey;
 use crate::jobs::RestoreFailed;
-
-use super::of_tenant::OfTenant;
 
 /// The keys to print, or the key to make.
 #[derive(Args)]

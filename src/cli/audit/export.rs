@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::of_tenant::OfTenant;
 use super::report::bar;
 use super::trust::{checkpoint, ended, keys};
 use crate::audit::{Committer, Unit, pack};
+use crate::cli::of_tenant::OfTenant;
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};

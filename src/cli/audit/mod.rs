@@ -3,7 +3,6 @@
 mod admin;
 mod checkpoints;
 mod export;
-mod of_tenant;
 mod reconcile;
 mod report;
 mod reseal;
@@ -40,7 +39,8 @@ enum What {
     Hold(admin::Hold),
     /// Set a personal value to null wherever the log has it; the log still verifies
     Erase(admin::Erase),
-    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
+    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes. Of all tenants: they share
+    /// the partitions that are dropped
     Prune(admin::Prune),
     /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost. The log and each row are
     /// verified first

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::audit::{Committer, Unit, pack};
+use crate::cli::of_tenant::OfTenant;
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
@@ -17,8 +18,6 @@ use crate::reconcile::{
     Between, Export, MOST_CALLS, Missing, Named, Reconciliation, Report, Terms, UnusableExport, Use,
 };
 use crate::store::{Database, EntryFilter};
-
-use super::of_tenant::OfTenant;
 
 /// The number of entries that are read from the database at once.
 const AT_ONCE: u32 = 256;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::admin::failed;
-use super::of_tenant::OfTenant;
 use super::report::{bar, print_report};
 use super::trust::{checkpoint, keys};
 use super::verify::row_mac;
 use crate::admin::{LogAdmin, Resealed};
 use crate::audit::{Committer, RowMacs};
+use crate::cli::of_tenant::OfTenant;
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, SystemClock};

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::of_tenant::OfTenant;
 use super::report::{bar, print_report};
 use super::trust::{checkpoint, ended, keys};
 use crate::audit::RowMacs;
+use crate::cli::of_tenant::OfTenant;
 use crate::cli::{Failure, assemble};
 use crate::config::{Env, Reader, RowMac};
 use crate::verify::{Trust, check_row_macs, verify_log};

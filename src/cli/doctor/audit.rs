@@ -1,10 +1,9 @@
 //! Checks the audit log: whether checkpoints of it are signed and published, whether the
 //! destinations can be read, and whether the log holds what was published there.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::Findings;
+use super::{Findings, Log};
 use crate::cli::assemble;
 use crate::config::{self, CheckpointDestinations};
 
@@ -13,11 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Checks the audit log. Returns whether an entry may be added, which is not so while the log is
 /// behind a published checkpoint.
-pub(super) async fn check(
-    findings: &mut Findings,
-    audit: config::Audit,
-    store: Option<&config::Store>,
-) -> bool {
+pub(super) async fn check(findings: &mut Findings, audit: config::Audit, log: Option<&Log>) -> bool {
     let CheckpointDestinations { directory, bucket, webhook, .. } = &audit.destinations;
     let published = directory.is_some() || bucket.is_some() || webhook.is_some();
     match (&audit.keys, published) {
@@ -31,12 +26,9 @@ pub(super) async fn check(
         ),
         (Some(_), true) => findings.ok("audit log: checkpoints are signed and published"),
     }
-    let Some(store) = store else { return false };
-    // Problems of the database are reported elsewhere.
-    let Ok(database) = assemble::open(store).await else { return false };
-    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return false };
-    let Ok(checkpoints) = assemble::checkpoints(audit, database, None) else { return false };
-    let of_tenant = checkpoints.of(&Arc::new(tenant));
+    let Some(Log { database, tenant }) = log else { return false };
+    let Ok(checkpoints) = assemble::checkpoints(audit, database.clone(), None) else { return false };
+    let of_tenant = checkpoints.of(tenant);
     match tokio::time::timeout(PATIENCE, of_tenant.check()).await {
         Ok(Ok(checked)) => {
             for kind in checked.unread {
@@ -45,15 +37,15 @@ pub(super) async fn check(
                     "let this server read it too; for a bucket, s3:GetObject and s3:ListBucket",
                 );
             }
-            let holds = checked.holds;
-            match holds {
-                true => findings.ok("audit log: it contains all that is known to be published"),
-                false => findings.fail(
+            if checked.holds {
+                findings.ok("audit log: it contains all that is known to be published");
+            } else {
+                findings.fail(
                     "audit log: it is shorter than what was published of it, or differs; nothing is served (AUDIT_LOG_BEHIND)",
                     "find out whether the database was restored or rewritten; after a restore, run `byok audit restored`",
-                ),
+                );
             }
-            holds
+            checked.holds
         }
         Ok(Err(_)) | Err(_) => {
             findings.fail("audit log: it cannot be read", "run `byok migrate` first");

@@ -16,7 +16,7 @@ use super::{Failure, assemble, memory, migrate};
 use crate::auth::KeysFound;
 use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
-use crate::model::SystemClock;
+use crate::model::{SystemClock, Tenant};
 use crate::store::{Database, Exposure, MigrateError, ReadError, StreamName};
 
 /// The time limit for the database and the key to answer.
@@ -45,7 +45,13 @@ impl Findings {
     }
 }
 
-pub(super) async fn run() -> Result<(), Failure> {
+/// The log that is checked.
+struct Log {
+    database: Arc<dyn Database>,
+    tenant: Arc<Tenant>,
+}
+
+pub(super) async fn run(tenant: &str) -> Result<(), Failure> {
     let mut findings = Findings::default();
     let env = Env::of_process();
     let config = match Config::read(&env, &Defaults::serve()) {
@@ -61,7 +67,8 @@ pub(super) async fn run() -> Result<(), Failure> {
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth).await;
     swap(&mut findings);
-    let has_tables = database(&mut findings, &config.store, &config.audit_streams).await;
+    let has_tables = database(&mut findings, &config.store, &config.audit_streams, tenant).await;
+    let log = if has_tables { log(&config.store, tenant).await? } else { None };
     destinations::stream_file(&mut findings, &config.audit_streams);
     for (of, webhook) in [
         ("incidents", &config.webhook),
@@ -70,15 +77,28 @@ pub(super) async fn run() -> Result<(), Failure> {
     ] {
         destinations::webhook(&mut findings, of, webhook.as_ref()).await;
     }
-    let store = has_tables.then_some(&config.store);
-    let may_append = audit::check(&mut findings, config.audit, store).await;
-    rows::check(&mut findings, config.row_mac, &config.kms, store).await;
+    let may_append = audit::check(&mut findings, config.audit, log.as_ref()).await;
+    rows::check(&mut findings, config.row_mac, &config.kms, log.as_ref()).await;
     let key = key::check(&mut findings, config.kms).await;
-    stored::check(&mut findings, store, key.filter(|_| may_append)).await;
+    stored::check(&mut findings, log.as_ref(), key.filter(|_| may_append)).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {
         0 => Ok(()),
         _ => Err(Failure::FaultFound),
+    }
+}
+
+/// Reads the tenant whose log is checked. `None` if the database cannot be read, which is reported
+/// elsewhere, or if nothing was ever served.
+///
+/// # Errors
+/// There is no such tenant.
+async fn log(settings: &config::Store, tenant: &str) -> Result<Option<Log>, Failure> {
+    let Ok(database) = assemble::open(settings).await else { return Ok(None) };
+    match database.tenant(tenant).await {
+        Ok(Some(tenant)) => Ok(Some(Log { database, tenant: Arc::new(tenant) })),
+        Ok(None) if tenant != assemble::PRIMARY => Err(assemble::no_tenant(tenant)),
+        Ok(None) | Err(_) => Ok(None),
     }
 }
 
@@ -175,7 +195,12 @@ fn jwk_url(findings: &mut Findings, found: KeysFound) {
 }
 
 /// Checks the database. Returns whether its content can be checked.
-async fn database(findings: &mut Findings, settings: &config::Store, streams: &config::AuditStreams) -> bool {
+async fn database(
+    findings: &mut Findings,
+    settings: &config::Store,
+    streams: &config::AuditStreams,
+    tenant: &str,
+) -> bool {
     let database = match assemble::open(settings).await {
         Ok(database) => database,
         Err(Failure::Running(problem)) => {
@@ -223,7 +248,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
     let configured =
         [(StreamName::File, streams.file.is_some()), (StreamName::Webhook, streams.webhook.is_some())];
     for (name, _) in configured.into_iter().filter(|(_, is_on)| *is_on) {
-        stream(findings, &*database, name).await;
+        stream(findings, &*database, tenant, name).await;
     }
     true
 }
@@ -259,11 +284,11 @@ fn one_url(findings: &mut Findings, settings: &config::Store, owns: bool) {
     }
 }
 
-/// Reports how far a stream of the log has come.
-async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamName) {
+/// Reports how far a stream of a tenant's log has come.
+async fn stream(findings: &mut Findings, database: &dyn Database, tenant: &str, name: StreamName) {
     let shown = name.as_str();
     let read = async {
-        let Some(tenant) = database.tenant(assemble::PRIMARY).await? else { return Ok(None) };
+        let Some(tenant) = database.tenant(tenant).await? else { return Ok(None) };
         let row = database.streams(tenant.uid).await?.into_iter().find(|row| row.name == name);
         let end = database.log_size(tenant.uid).await?;
         Ok(row.map(|row| (end.saturating_sub(row.next), row.failing_since)))

@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use super::Findings;
+use super::{Findings, Log};
 use crate::audit::{RowMacs, last_sealed};
-use crate::cli::assemble;
 use crate::config;
 use crate::store::DekRow;
 use crate::verify::{RowCounts, count_row_seals};
@@ -17,19 +16,15 @@ pub(super) async fn check(
     findings: &mut Findings,
     settings: config::RowMac,
     kms: &config::Kms,
-    store: Option<&config::Store>,
+    log: Option<&Log>,
 ) {
-    let Some(keys) = settings.keys else { return without_key(findings, kms, store).await };
+    let Some(keys) = settings.keys else { return without_key(findings, kms, log).await };
     let macs = RowMacs::new(keys);
-    let none_yet = "rows: bound to BYOK_ROW_MAC_KEY; there are none yet";
-    let Some(store) = store else { return findings.ok(none_yet) };
-    // Problems of the database are reported elsewhere.
-    let Ok(database) = assemble::open(store).await else { return };
-    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else {
-        return findings.ok(none_yet);
+    let Some(Log { database, tenant }) = log else {
+        return findings.ok("rows: bound to BYOK_ROW_MAC_KEY; there are none yet");
     };
     let mut ignored = |_: &DekRow, _| ();
-    let counted = count_row_seals(&*database, tenant.uid, &macs, &mut ignored);
+    let counted = count_row_seals(&**database, tenant.uid, &macs, &mut ignored);
     let Ok(Ok(RowCounts { current, previous, unsealed, wrong })) =
         tokio::time::timeout(PATIENCE, counted).await
     else {
@@ -57,7 +52,7 @@ pub(super) async fn check(
     }
     if !settings.required
         && previous + unsealed + wrong == 0
-        && last_sealed(&*database, tenant.uid).await.is_ok_and(|at| at.is_some())
+        && last_sealed(&**database, tenant.uid).await.is_ok_and(|at| at.is_some())
     {
         findings.warn(
             "rows: all are sealed, but only the database says that a row without a MAC must be refused",
@@ -75,7 +70,7 @@ pub(super) async fn check(
 
 /// Reports that no secret is set. Whether that is a fault depends on the key, and on whether other
 /// servers have sealed all rows already.
-async fn without_key(findings: &mut Findings, kms: &config::Kms, store: Option<&config::Store>) {
+async fn without_key(findings: &mut Findings, kms: &config::Kms, log: Option<&Log>) {
     let make_one = "set BYOK_ROW_MAC_KEY_FILE on every replica to a file that holds what `openssl rand -base64 32` prints";
     if kms.anybody_wraps() {
         findings.fail(
@@ -83,7 +78,7 @@ async fn without_key(findings: &mut Findings, kms: &config::Kms, store: Option<&
              under a DEK of their own: without BYOK_ROW_MAC_KEY, no new record is encrypted (ROW_MAC_KEY_REQUIRED)",
             make_one,
         );
-    } else if all_are_sealed(store).await {
+    } else if all_are_sealed(log).await {
         findings.fail(
             "rows: all rows are sealed, so without BYOK_ROW_MAC_KEY no new record is encrypted (ROW_MAC_KEY_REQUIRED)",
             "set BYOK_ROW_MAC_KEY_FILE to the secret that the rows were sealed with; if it is lost, see `byok audit reseal`",
@@ -98,9 +93,7 @@ async fn without_key(findings: &mut Findings, kms: &config::Kms, store: Option<&
 
 /// Returns whether the log says that all rows are sealed. Problems of the database are reported
 /// elsewhere.
-async fn all_are_sealed(store: Option<&config::Store>) -> bool {
-    let Some(store) = store else { return false };
-    let Ok(database) = assemble::open(store).await else { return false };
-    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return false };
-    last_sealed(&*database, tenant.uid).await.is_ok_and(|at| at.is_some())
+async fn all_are_sealed(log: Option<&Log>) -> bool {
+    let Some(Log { database, tenant }) = log else { return false };
+    last_sealed(&**database, tenant.uid).await.is_ok_and(|at| at.is_some())
 }

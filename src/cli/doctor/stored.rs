@@ -10,10 +10,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::key::Provider;
-use super::{Findings, PATIENCE};
+use super::{Findings, Log, PATIENCE};
 use crate::audit::{Committer, Unit, pack};
-use crate::cli::assemble;
-use crate::config;
 use crate::crypto::Dek;
 use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Purpose};
 use crate::model::{
@@ -25,21 +23,14 @@ use crate::store::{Database, DekRow, ReadError};
 /// The number of DEKs of each key version that are tried.
 const OF_EACH: usize = 3;
 
-pub(super) async fn check(
-    findings: &mut Findings,
-    settings: Option<&config::Store>,
-    key: Option<(Arc<dyn Kms>, Provider)>,
-) {
-    let Some(settings) = settings else { return };
-    // Problems of the database are reported elsewhere.
-    let Ok(database) = assemble::open(settings).await else { return };
-    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
-    if postures(findings, &*database, &tenant).await.is_err() {
+pub(super) async fn check(findings: &mut Findings, log: Option<&Log>, key: Option<(Arc<dyn Kms>, Provider)>) {
+    let Some(Log { database, tenant }) = log else { return };
+    if postures(findings, &**database, tenant).await.is_err() {
         return findings.fail("posture: it cannot be read", "run `byok migrate` first");
     }
     // Without a working key, trying a DEK shows nothing.
     let Some((kms, provider)) = key else { return };
-    let Ok(samples) = samples(&*database, &tenant).await else {
+    let Ok(samples) = samples(&**database, tenant).await else {
         return findings.fail("stored DEKs: they cannot be read", "run `byok migrate` first");
     };
     if samples.is_empty() {
@@ -55,9 +46,9 @@ pub(super) async fn check(
     for (row, answer) in samples.iter().zip(&answers) {
         tried.entry(row.wrapped.key_version.clone()).or_default().count(answer);
     }
-    if !record(database, &tenant, &samples, &answers).await {
+    if !record(database.clone(), tenant, &samples, &answers).await {
         findings.warn(
-            "stored DEKs: that some were unwrapped could not be recorded in the audit log",
+            "stored DEKs: some were unwrapped, but the audit log could not record it",
             "repair the database; a reconciliation with the KMS's log will name these calls",
         );
     }
@@ -170,14 +161,14 @@ impl Tried {
                     &format!("the variables name another key than before: {}", replaced(provider)),
                 ),
                 class => findings.fail(
-                    &of(&format!("it could not be found out ({class:?}) whether the key unwraps the DEKs")),
+                    &of(&format!("it could not be checked ({class:?}) whether the key unwraps the DEKs")),
                     "run `byok doctor` again; see the KMS's own log",
                 ),
             },
             Self { opened: 0, .. } => findings.fail(
                 &of("the key is not the one that wrapped the DEKs"),
                 &format!(
-                    "the key was deleted and made anew, or another one has its name: {}",
+                    "the key was deleted and created again, or another one has its name: {}",
                     replaced(provider)
                 ),
             ),

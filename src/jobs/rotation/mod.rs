@@ -5,11 +5,9 @@
 
 mod batch;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
@@ -22,13 +20,11 @@ use crate::model::{
     Outcome, Posture, Tenant, Wrapped,
 };
 use crate::store::{Change, DekRow, Fence};
-use crate::tenancy::TenantRuntime;
+use crate::tenancy::{TenantRuntime, Turn, Turns};
 
 use super::Jobs;
 use batch::Batch;
 
-/// How many jobs a replica works on at once.
-const AT_ONCE: usize = 32;
 /// How long a replica that has died keeps a job from the others.
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -63,28 +59,24 @@ struct BatchChanges {
 
 impl Jobs {
     /// Works on every running job that no other replica holds, each in a task of its own, so that
-    /// neither a long job nor a KMS that hangs delays another tenant's. `at_work` has the jobs that
-    /// this replica works on. `holder` names this replica.
+    /// neither a long job nor a KMS that hangs delays another tenant's. `holder` names this
+    /// replica.
     pub(super) async fn work_on_rotations(
         self: &Arc<Self>,
-        at_work: &mut HashMap<JobId, JoinHandle<()>>,
+        turns: &mut Turns<JobId>,
         holder: Uuid,
         stop: &CancellationToken,
     ) {
-        at_work.retain(|_, work| !work.is_finished());
         let Ok(running) = self.store.running_jobs().await else { return };
-        for (tenant, id) in running {
-            if at_work.len() < AT_ONCE && !at_work.contains_key(&id) {
-                let (jobs, stop) = (self.clone(), stop.clone());
-                at_work
-                    .insert(id, tokio::spawn(async move { jobs.rotate(&tenant, id, holder, &stop).await }));
-            }
-        }
+        turns.start(running.into_iter().map(|(tenant, id)| {
+            let (jobs, stop) = (self.clone(), stop.clone());
+            (id, move |turn| async move { jobs.rotate(&tenant, id, holder, &turn, &stop).await })
+        }));
     }
 
-    /// Works on a job as far as it gets, or until `stop` is cancelled.
-    async fn rotate(&self, tenant: &Tenant, id: JobId, holder: Uuid, stop: &CancellationToken) {
-        while !stop.is_cancelled() && !self.checkpoints.is_behind(tenant.uid) {
+    /// Works on a job as far as it gets, or until its turn is over, or `stop` is cancelled.
+    async fn rotate(&self, tenant: &Tenant, id: JobId, holder: Uuid, turn: &Turn, stop: &CancellationToken) {
+        while !stop.is_cancelled() && !turn.is_over() && !self.checkpoints.is_behind(tenant.uid) {
             match self.rotate_batch(tenant, id, holder).await.unwrap_or_else(|ended| ended) {
                 Step::Advanced => {}
                 // The worker comes back later.
@@ -131,8 +123,8 @@ impl Jobs {
         }
     }
 
-    /// Returns the KMS's current version if it should replace the job's target: a stalled job may be
-    /// waiting for a version that the customer has replaced since.
+    /// Returns the KMS's current version if it should replace the job's target: a stalled job may
+    /// be waiting for a version that the customer has replaced since.
     async fn replacement_of_target(leased: &Leased<'_>) -> Option<KeyVersion> {
         let job = &leased.job;
         if job.stalled.is_none_or(|code| code == ErrorCode::RateLimited) {

@@ -10,12 +10,14 @@ mod on_demand;
 mod probe;
 mod proof_rows;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
 use futures_util::future::join_all;
+use moka::sync::Cache;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -55,8 +57,10 @@ struct ProbeTurn {
     failed: Option<(BootTime, KeyringError)>,
 }
 
-type ProbeTurns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<ProbeTurn>>>;
+type ProbeTurns = Cache<(TenantUid, KeyVersion), Arc<Mutex<ProbeTurn>>>;
 
+/// How long a turn is kept without a use. Longer than what is done in one turn.
+const TURN_IDLE: Duration = Duration::from_secs(600);
 /// The prober of this process.
 pub(super) struct Prober {
     store: Arc<dyn KeyringStore>,
@@ -69,7 +73,7 @@ pub(super) struct Prober {
     /// The name of this process in proof rows, for as long as it lives.
     replica: Uuid,
     /// The lock for each key version under which this process probes it.
-    turns: Mutex<ProbeTurns>,
+    turns: ProbeTurns,
     /// How often each log went back in time, as far as this prober has acted on it.
     rewinds: DashMap<TenantUid, u64>,
     counts: ProbeCounts,
@@ -89,7 +93,8 @@ pub(super) struct ProberParts {
 impl Prober {
     pub(super) fn new(parts: ProberParts) -> Arc<Self> {
         let ProberParts { store, tenants, committer, clock, settings, states, deks } = parts;
-        let (turns, rewinds, counts) = Default::default();
+        let turns = Cache::builder().time_to_idle(TURN_IDLE).build();
+        let (rewinds, counts) = Default::default();
         let replica = Uuid::now_v7();
         Arc::new(Self {
             store,
@@ -225,9 +230,8 @@ impl Prober {
         state.proof_age(self.boot()) <= self.settings.bound()
     }
 
-    fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<ProbeTurn>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.entry((tenant, version.clone())).or_default().clone()
+    fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<Mutex<ProbeTurn>> {
+        self.turns.get_with((tenant, version.clone()), Arc::default)
     }
 
     fn boot(&self) -> BootTime {

@@ -5,10 +5,11 @@
 //! row has appeared for a while, an entry says that all rows are sealed. From then on an unsealed
 //! row is refused, and only `byok audit reseal` seals it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::audit::{RowMacs, RowSeal, Unit, last_sealed, pack};
 use crate::model::{BootTime, DekId, Entry, Operation, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, ReadError};
+use crate::tenancy::{Turn, Turns};
 use crate::verify::hold_rows;
 
 use super::RowChecks;
@@ -41,6 +43,8 @@ const ENTRY_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 /// The progress of the sealing of one tenant's rows.
 #[derive(Default)]
 struct SealingProgress {
+    /// When the tenant's rows were last found to be all sealed for good.
+    all_sealed_at: Option<BootTime>,
     /// The time since which no row has appeared that had to be sealed.
     quiet_since: Option<BootTime>,
     /// Whether no row is left that is sealed under the previous secret.
@@ -56,6 +60,11 @@ struct SealingProgress {
 }
 
 impl SealingProgress {
+    /// Returns whether rows of the tenant are to be looked for now.
+    fn is_due(&self, now: BootTime) -> bool {
+        self.all_sealed_at.is_none_or(|at| now.since(at) >= IDLE_INTERVAL)
+    }
+
     /// Returns whether to log now that nothing can be sealed.
     fn should_log(&mut self, now: BootTime) -> bool {
         let due = self.last_logged.is_none_or(|last| now.since(last) >= LOG_INTERVAL);
@@ -67,31 +76,51 @@ impl SealingProgress {
 }
 
 impl RowChecks {
-    /// Keeps the rows of all tenants sealed until `stop` is cancelled. Returns at once if there is
-    /// no secret.
+    /// Keeps the rows of all tenants sealed until `stop` is cancelled, each tenant's at its own
+    /// pace: a walk along one tenant's log may take long. Returns at once if there is no secret.
     pub(in crate::keyring) async fn run_sealing(self: Arc<Self>, stop: CancellationToken) {
-        let Some(macs) = &self.macs else { return };
-        let mut all_progress: HashMap<TenantUid, SealingProgress> = HashMap::new();
+        if self.macs.is_none() {
+            return;
+        }
+        let mut turns = Turns::default();
+        let mut all_progress: HashMap<TenantUid, Arc<Mutex<SealingProgress>>> = HashMap::new();
         let mut pause = Duration::ZERO;
         while timeout(pause, stop.cancelled()).await.is_err() {
             pause = IDLE_INTERVAL;
-            for tenant in self.log.tenants().await.unwrap_or_default() {
-                let progress = all_progress.entry(tenant.uid).or_default();
-                let work = self.seal_rows(&tenant, macs, progress);
-                let all_sealed = tokio::select! {
-                    () = stop.cancelled() => return,
-                    all_sealed = work => all_sealed,
-                };
-                if !matches!(all_sealed, Ok(true)) {
-                    pause = BUSY_INTERVAL;
+            let Ok(tenants) = self.log.tenants().await else { continue };
+            let uids: HashSet<TenantUid> = tenants.iter().map(|tenant| tenant.uid).collect();
+            all_progress.retain(|uid, _| uids.contains(uid));
+            let mut due = Vec::new();
+            for tenant in tenants {
+                let progress = all_progress.entry(tenant.uid).or_default().clone();
+                // It is locked while the tenant's turn lasts.
+                if progress.try_lock().is_ok_and(|progress| !progress.is_due(self.clock.boot())) {
+                    continue;
                 }
-                let progress = all_progress.entry(tenant.uid).or_default();
-                if let Err(error) = all_sealed
-                    && progress.should_log(self.clock.boot())
-                {
-                    warn!(tenant = tenant.name, ?error, "rows of DEKs cannot be sealed now; this is retried");
-                }
+                pause = BUSY_INTERVAL;
+                let (rows, stop) = (self.clone(), stop.clone());
+                due.push((tenant.uid, move |_: Turn| async move {
+                    let mut progress = progress.lock().await;
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = rows.seal_rows_of(&tenant, &mut progress) => {}
+                    }
+                }));
             }
+            turns.start(due);
+        }
+        turns.end().await;
+    }
+
+    /// Seals rows of a tenant, and notes whether all are sealed.
+    async fn seal_rows_of(self: &Arc<Self>, tenant: &Tenant, progress: &mut SealingProgress) {
+        let Some(macs) = &self.macs else { return };
+        let all_sealed = self.seal_rows(tenant, macs, progress).await;
+        progress.all_sealed_at = matches!(all_sealed, Ok(true)).then(|| self.clock.boot());
+        if let Err(error) = all_sealed
+            && progress.should_log(self.clock.boot())
+        {
+            warn!(tenant = tenant.name, ?error, "rows of DEKs cannot be sealed now; this is retried");
         }
     }
 

@@ -8,14 +8,15 @@ use std::time::Duration;
 use byok::app::{App, Committed, Context, DecryptItem, EncryptItem, Plaintext};
 use byok::audit::Committer;
 use byok::auth::{Authenticator, MintClaims, mint};
-use byok::config::{Auth, DekCache, DekPool, Env, Jwt, KeyGuard, Limits, Reader, RowMac};
-use byok::crypto::SecretText;
-use byok::jobs::{CheckpointParts, Checkpoints, Jobs};
+use byok::config::{self, Auth, DekCache, DekPool, Env, Jwt, KeyGuard, Limits, Reader, RowMac, SigningKeys};
+use byok::crypto::{Ed25519SigningKey, SecretText};
+use byok::jobs::{CheckpointParts, Checkpoints, Destination, Jobs, Receiver, Stream};
 use byok::keyring::Keyring;
 use byok::kms::RequestCounts;
 use byok::model::{Clock, ErrorCode, Operation, RequestId, SystemClock, Tenant, TenantUid};
 use byok::store::{Change, Commits as _, Postgres};
-use byok::tenancy::{Caller, Tenants};
+use byok::tenancy::{Caller, TenantSettings, Tenants};
+use byok::webhook::Webhook;
 use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ use super::tenancy::{ample_settings, first_key};
 use super::tenant_kms::{Mode, TenantKms};
 
 pub(crate) const SHARED_SECRET: &str = "a-secret-of-some-length";
+const WEBHOOK_SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb2s=";
 const JWT_KEY: &str = "a-key-of-at-least-thirty-two-bytes-for-hs256";
 
 /// A server for several tenants, which stops when it is dropped.
@@ -48,6 +50,21 @@ impl Several {
 
     /// Serves tenants with these names on this database, through this store.
     pub(crate) async fn on(database: TestDatabase, store: Arc<Postgres>, names: &[&str]) -> Self {
+        Self::posting(database, store, names, None).await
+    }
+
+    /// Serves such tenants, and posts their incidents, checkpoints and entries below this URL.
+    pub(crate) async fn posting_to(url: &str, names: &[&str]) -> Self {
+        let (database, store) = migrated().await;
+        Self::posting(database, store, names, Some(url)).await
+    }
+
+    async fn posting(
+        database: TestDatabase,
+        store: Arc<Postgres>,
+        names: &[&str],
+        url: Option<&str>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut kmses = HashMap::new();
         for (n, name) in (1_u8..).zip(names) {
@@ -57,11 +74,19 @@ impl Several {
             let kms = TenantKms::create(folder.path().join(format!("{name}.json")));
             kmses.insert((*name).to_owned(), Arc::new(kms));
         }
+        let webhook = |path: &str| url.map(|url| webhook(&format!("{url}/{path}")));
+        let keys = url.map(|_| {
+            let key = SigningKeys::new(Ed25519SigningKey::generate_pem(), None);
+            key.map_err(drop).expect("a signing key")
+        });
+        let checkpoint_webhook = webhook("checkpoints").map(Receiver::Webhook).map(Destination::new);
+        let streams: Arc<[Stream]> = webhook("entries").map(Stream::to_webhook).into_iter().collect();
+        let settings = TenantSettings { webhook: webhook("incidents").map(Arc::new), ..ample_settings() };
         let of_tenant = kmses.clone();
         let tenants = Tenants::claimed(
             store.clone(),
             Box::new(move |tenant, _| Some(first_key(of_tenant.get(&tenant.name)?.clone()))),
-            ample_settings(),
+            settings,
         );
         let seconds = Duration::from_secs;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -81,9 +106,9 @@ impl Several {
         let checkpoints = Arc::new(Checkpoints::new(CheckpointParts {
             store: store.clone(),
             deployment: "byok".to_owned(),
-            keys: None,
-            destinations: Vec::new(),
-            publish_every: seconds(60),
+            keys,
+            destinations: checkpoint_webhook.into_iter().collect(),
+            publish_every: seconds(1),
             clock: clock.clone(),
         }));
         let env = Env::from_pairs([
@@ -103,9 +128,8 @@ impl Several {
             in_flight: 2_048,
             clock: clock.clone(),
             checkpoints: checkpoints.clone(),
-            streams: Arc::new([]),
+            streams: streams.clone(),
         }));
-        let streams = Arc::new([]);
         let jobs = Jobs {
             tenants,
             store: store.clone(),
@@ -196,6 +220,13 @@ pub(crate) fn headers(claims: &[(&str, &str)]) -> HeaderMap {
     let setting = Jwt::One(SecretText::new(jwt_secret()));
     let token = mint(&setting, &claims, SystemClock.now()).expect("a token");
     HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {token}").parse().expect("a header"))])
+}
+
+/// A webhook to this URL.
+fn webhook(url: &str) -> Webhook {
+    let variables = [("BYOK_INCIDENT_WEBHOOK_URL", url), ("BYOK_INCIDENT_WEBHOOK_SECRET", WEBHOOK_SECRET)];
+    let settings = config::Webhook::read(&mut Reader::new(&Env::from_pairs(variables)));
+    settings.and_then(Webhook::new).expect("a webhook")
 }
 
 fn context(record: &str) -> Context {
