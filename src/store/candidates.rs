@@ -130,9 +130,10 @@ impl<'s, S: SearchReads> Candidates<'s, S> {
             looked_at.truncate(most);
             end = looked_at.last().copied().unwrap_or(end);
         }
-        let chunks = match looked_at.is_empty() {
-            true => Vec::new(),
-            false => self.store.chunks(self.tenant, &looked_at, &self.lookup, wanted).await?,
+        let chunks = if looked_at.is_empty() {
+            Vec::new()
+        } else {
+            self.store.chunks(self.tenant, &looked_at, &self.lookup, wanted).await?
         };
         if chunks.is_empty() {
             self.group_filters = MOST_GROUP_FILTERS.min(self.group_filters * GROWTH);

@@ -314,10 +314,7 @@ fn varied(dice: &mut Dice, start: Timestamp, place: u64) -> EntryRow {
         1..300 => Operation::Encrypt,
         _ => Operation::Decrypt,
     };
-    row.outcome = match dice.one_in(1_000) {
-        true => Outcome::Refused(ErrorCode::KmsUnavailable),
-        false => Outcome::Ok,
-    };
+    row.outcome = if dice.one_in(1_000) { Outcome::Refused(ErrorCode::KmsUnavailable) } else { Outcome::Ok };
     row.user = match dice.below(3_000) {
         0 => Some(salted("rare")),
         1 => Some(salted("")),
@@ -325,10 +322,12 @@ fn varied(dice: &mut Dice, start: Timestamp, place: u64) -> EntryRow {
         _ => Some(salted(&format!("user-{}", dice.below(4)))),
     };
     let records: Vec<String> = (0..dice.below(3))
-        .map(|_| match dice.one_in(20) {
-            true => "null".to_owned(),
+        .map(|_| {
+            if dice.one_in(20) {
+                return "null".to_owned();
+            }
             // A user's name too, and text that JSON escapes.
-            false => format!(r#"[{:?},"AQEBAQEBAQEBAQEBAQEBAQ=="]"#, record(dice)),
+            format!(r#"[{:?},"AQEBAQEBAQEBAQEBAQEBAQ=="]"#, record(dice))
         })
         .collect();
     row.item_count = records.len() as u32;
