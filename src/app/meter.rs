@@ -427,13 +427,13 @@ mod tests {
     fn a_tenant_is_forgotten_after_a_minute_unless_it_owes() {
         let meter = meter(1);
         let other = |n: u8| TenantUid([n; 16]);
-        for n in 1..=10 {
+        for n in 101..=110 {
             assert_eq!(meter.take(other(n), ANNA, 1, START), Ok(()));
         }
-        assert!(meter.charge(other(1), ANNA, 1, START));
+        assert!(meter.charge(other(101), ANNA, 1, START));
         assert_eq!(meter.take(TENANT, ANNA, 1, START + MINUTE), Ok(()));
         let kept: Vec<_> = meter.meter.tenants.iter().map(|bucket| *bucket.key()).collect();
-        assert!(kept.len() == 2 && kept.contains(&other(1)) && kept.contains(&TENANT), "{kept:?}");
+        assert!(kept.len() == 2 && kept.contains(&other(101)) && kept.contains(&TENANT), "{kept:?}");
     }
 
     #[test]
