@@ -27,4 +27,33 @@ BEGIN
     -- Those that are to be made: few, in the long run.
     EXECUTE format('CREATE INDEX np_byok_filters_unfilled ON %I.np_byok_filters (tenant, level, chunk)'
         ' WHERE filter IS NULL', home);
+
+    -- Adds the filters of one level that are missing or null, and returns how many. A filter that is there stays: whoever
+    -- can change one can hide entries from a search. The lock of the group's row is held meanwhile, which an erasure takes
+    -- before it takes filters away: one that is not committed yet is waited for, and then seen. Adds nothing if there were
+    -- more erasures than the filters were made after.
+    EXECUTE format($function$
+CREATE FUNCTION %1$I.np_byok_add_filters(
+    filter_tenant bytea, filter_group bigint, group_erasures bigint, filter_level smallint,
+    filter_chunks bigint[], filter_earliest timestamptz[], filter_latest timestamptz[], filters bytea[]
+) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    added bigint;
+BEGIN
+    PERFORM 1 FROM %1$I.np_byok_filters f
+        WHERE f.tenant = filter_tenant AND f.level = 1 AND f.chunk = filter_group AND f.erasures = group_erasures
+        FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO %1$I.np_byok_filters AS f (tenant, level, chunk, earliest, latest, filter)
+        SELECT filter_tenant, filter_level, n.* FROM unnest(filter_chunks, filter_earliest, filter_latest, filters)
+            AS n(chunk, earliest, latest, filter)
+        ON CONFLICT (tenant, level, chunk) DO UPDATE
+        SET earliest = EXCLUDED.earliest, latest = EXCLUDED.latest, filter = EXCLUDED.filter WHERE f.filter IS NULL;
+    GET DIAGNOSTICS added = ROW_COUNT;
+    RETURN added;
+END $body$
+    $function$, home);
+    EXECUTE format('REVOKE ALL ON FUNCTION %I.np_byok_add_filters FROM PUBLIC', home);
 END $filters$;

@@ -159,7 +159,7 @@ BEGIN
     FROM unnest(dek_ids, dek_records, dek_wrapped, dek_key_ids, dek_key_names, dek_key_versions, dek_wrap_schemes,
         new_macs, new_record_macs)
         AS r(id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, mac, record_mac)
-    WHERE d.tenant = dek_tenant AND d.id = r.id AND d.record_id IS NOT DISTINCT FROM r.record_id
+    WHERE d.tenant = dek_tenant AND d.id = r.id AND d.record_id IS NOT DISTINCT FROM r.record_id AND r.mac IS NOT NULL
         AND (d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme)
             = (r.wrapped, r.key_id, r.key_name, r.key_version, r.wrap_scheme);
     GET DIAGNOSTICS sealed = ROW_COUNT;

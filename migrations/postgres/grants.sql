@@ -30,7 +30,7 @@ BEGIN
         ('np_byok_tiles', 'SELECT, INSERT'),
         ('np_byok_chunks', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
         ('np_byok_chunk_values', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
-        ('np_byok_filters', 'SELECT, INSERT (tenant, level, chunk, earliest, latest, filter), UPDATE (earliest, latest, filter)'),
+        ('np_byok_filters', 'SELECT, INSERT (tenant, level, chunk)'),
         ('np_byok_announcements',
             'SELECT, INSERT, UPDATE (attempts, next_attempt_at, holder, outcome, ended_at)'),
         ('np_byok_streams', 'SELECT, INSERT, UPDATE (next, holder, leased_until, failing_since)')
@@ -38,7 +38,7 @@ BEGIN
         EXECUTE format('REVOKE ALL ON %I.%I FROM %I', home, granted.relation, serving);
         EXECUTE format('GRANT %s ON %I.%I TO %I', granted.rights, home, granted.relation, serving);
     END LOOP;
-    FOR granted IN SELECT unnest(ARRAY['np_byok_make_partitions', 'np_byok_append', 'np_byok_lock_head',
+    FOR granted IN SELECT unnest(ARRAY['np_byok_make_partitions', 'np_byok_add_filters', 'np_byok_append', 'np_byok_lock_head',
         'np_byok_insert_deks', 'np_byok_rewrap_deks', 'np_byok_seal_deks', 'np_byok_create_tenant']) AS function
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %I.%I TO %I', home, granted.function, serving);

@@ -225,6 +225,7 @@ async fn an_upgraded_database_keeps_its_log_and_gets_proofs() {
     for sql in [
         "DROP FUNCTION np_byok_append, np_byok_lock_head, np_byok_insert_deks, np_byok_rewrap_deks, np_byok_seal_deks,
             np_byok_create_tenant",
+        "DROP FUNCTION np_byok_add_filters",
         "DROP TABLE np_byok_filters",
         "DROP TABLE np_byok_keys",
         "ALTER TABLE np_byok_tenants DROP COLUMN stage, DROP COLUMN revision, DROP COLUMN locked",

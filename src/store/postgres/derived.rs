@@ -28,21 +28,8 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM opened";
 
-    /// Adds filters while it holds the lock of their group's row, which an erasure takes before it
-    /// takes filters away. So an erasure that is not committed yet is waited for, and then seen.
-    ADD_FILTERS = "
-        WITH group_row AS MATERIALIZED (
-            SELECT 1 FROM np_byok_filters
-            WHERE tenant = $1 AND level = 1 AND chunk = $2 AND erasures = $3 FOR NO KEY UPDATE),
-        added AS (
-            INSERT INTO np_byok_filters AS f (tenant, level, chunk, earliest, latest, filter)
-            SELECT $1, $4::int8, n.* FROM unnest($5::int8[], $6::timestamptz[], $7::timestamptz[], $8::bytea[])
-                AS n(chunk, earliest, latest, filter)
-            WHERE EXISTS (SELECT FROM group_row)
-            ON CONFLICT (tenant, level, chunk) DO UPDATE
-            SET earliest = EXCLUDED.earliest, latest = EXCLUDED.latest, filter = EXCLUDED.filter
-            WHERE f.filter IS NULL RETURNING 1)
-        SELECT count(*) FROM added";
+    /// Returns how many filters were added (migration 14).
+    ADD_FILTERS = "SELECT np_byok_add_filters($1, $2, $3, $4::int8::int2, $5, $6, $7, $8)";
 }
 
 reads! {
