@@ -31,7 +31,8 @@ BEGIN
     -- Adds the filters of one level that are missing or null, and returns how many. A filter that is there stays: whoever
     -- can change one can hide entries from a search. The lock of the group's row is held meanwhile, which an erasure takes
     -- before it takes filters away: one that is not committed yet is waited for, and then seen. Adds nothing if there were
-    -- more erasures than the filters were made after.
+    -- more erasures than the filters were made after, or if the log ends before them: a database that went back in time
+    -- has other entries there later.
     EXECUTE format($function$
 CREATE FUNCTION %1$I.np_byok_add_filters(
     filter_tenant bytea, filter_group bigint, group_erasures bigint, filter_level smallint,
@@ -43,7 +44,10 @@ BEGIN
     PERFORM 1 FROM %1$I.np_byok_filters f
         WHERE f.tenant = filter_tenant AND f.level = 1 AND f.chunk = filter_group AND f.erasures = group_erasures
         FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR NOT EXISTS (
+        SELECT 1 FROM %1$I.np_byok_heads h WHERE h.tenant = filter_tenant
+            AND h.size / CASE filter_level WHEN 0 THEN 256 ELSE 65536 END > (SELECT max(c) FROM unnest(filter_chunks) AS c))
+    THEN
         RETURN 0;
     END IF;
     INSERT INTO %1$I.np_byok_filters AS f (tenant, level, chunk, earliest, latest, filter)

@@ -116,7 +116,9 @@ impl Checkpoints {
         self.logs.retain(|tenant, log| {
             let is_idle = log.is_unknown_for(FORGET_AFTER, served.contains(tenant));
             let unpublished = log.published.iter().any(|published| published.unpublished() > 0);
-            !is_idle || unpublished || log.is_behind()
+            // A call that has just begun may be checking it.
+            let is_in_use = Arc::strong_count(log) > 1;
+            !is_idle || unpublished || is_in_use || log.is_behind()
         });
     }
 

@@ -69,9 +69,9 @@ pub(super) fn applied(row: &impl Columns) -> Result<Applied, sqlx::Error> {
 pub struct MigrationReport {
     /// The number of this binary's migrations that the schema has.
     pub applied: u32,
-    /// The number of migrations that this binary has.
+    /// The number of migrations that this binary has, without those that wait.
     pub expected: u32,
-    /// The number of those that wait until no server of the previous release runs.
+    /// The number of migrations that wait until no server of the previous release runs.
     pub waiting: u32,
     /// The number of migrations that were applied by this run.
     pub ran: u32,
@@ -82,17 +82,23 @@ pub struct MigrationReport {
 impl MigrationReport {
     /// Makes the report from the applied migrations. `known` is in order, from 1.
     pub(super) fn of(known: &[Migration], applied: &[Applied]) -> Self {
-        let expected = level(known);
+        let level = level(known);
         let is_applied = |migration: &&Migration| applied.iter().any(|row| row.version == migration.version);
-        let count = |number: usize| u32::try_from(number).unwrap_or(expected);
+        let count = |number: usize| u32::try_from(number).unwrap_or(level);
         let waiting = known.iter().filter(|migration| migration.after_rollout && !is_applied(migration));
+        let waiting = if applied.is_empty() { 0 } else { count(waiting.count()) };
         Self {
             applied: count(known.iter().filter(is_applied).count()),
-            expected,
-            waiting: count(waiting.count()),
+            expected: level - waiting,
+            waiting,
             ran: 0,
             oldest_reader: applied.iter().map(|row| row.oldest_reader).max().unwrap_or(0),
         }
+    }
+
+    /// Returns the level of this binary.
+    fn level(&self) -> u32 {
+        self.expected + self.waiting
     }
 
     /// Returns `Ok` if this binary can serve the schema.
@@ -101,10 +107,10 @@ impl MigrationReport {
     /// [`MigrateError::SchemaTooNew`] if the schema is too new for it,
     /// [`MigrateError::SchemaTooOld`] if it is too old.
     pub fn usable(&self) -> Result<(), MigrateError> {
-        if self.oldest_reader > self.expected {
-            return Err(MigrateError::SchemaTooNew { binary: self.expected, needed: self.oldest_reader });
+        if self.oldest_reader > self.level() {
+            return Err(MigrateError::SchemaTooNew { binary: self.level(), needed: self.oldest_reader });
         }
-        if self.applied + self.waiting < self.expected {
+        if self.applied < self.expected {
             return Err(MigrateError::SchemaTooOld { applied: self.applied, expected: self.expected });
         }
         Ok(())
@@ -118,8 +124,8 @@ pub(super) fn missing<'m>(
     rollout: Rollout,
 ) -> Result<Vec<&'m Migration>, MigrateError> {
     let report = MigrationReport::of(known, applied);
-    if report.oldest_reader > report.expected {
-        return Err(MigrateError::SchemaTooNew { binary: report.expected, needed: report.oldest_reader });
+    if report.oldest_reader > report.level() {
+        return Err(MigrateError::SchemaTooNew { binary: report.level(), needed: report.oldest_reader });
     }
     let mut missing = Vec::new();
     for migration in known {
@@ -263,7 +269,7 @@ mod tests {
         assert_eq!(versions(&[row(1, 1)], Rollout::InProgress), [0; 0]);
         assert_eq!(versions(&[row(1, 1)], Rollout::Complete), [2]);
         let report = MigrationReport::of(WITH_WAITING, &[row(1, 1)]);
-        assert_eq!((report.applied, report.expected, report.waiting), (1, 2, 1));
+        assert_eq!((report.applied, report.expected, report.waiting), (1, 1, 1));
         assert_eq!(report.usable(), Ok(()));
         assert_eq!(MigrationReport::of(WITH_WAITING, &[row(1, 1), row(2, 2)]).waiting, 0);
     }

@@ -13,8 +13,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-/// How many tasks work at once.
-const AT_ONCE: usize = 32;
+/// How many tasks work at once. The jobs share the database's connections with calls.
+const AT_ONCE: usize = 8;
 /// How many tasks that are stuck work on beside them. Past these, the next ones keep their turns.
 const STUCK_AT_ONCE: usize = 256;
 /// How long a task may work while others wait.
@@ -90,8 +90,13 @@ where
     // The semaphore is never closed.
     let Ok(permit) = turn else { return };
     let mut work = pin!(work(Turn { began: Instant::now(), shared: shared.clone() }));
-    if timeout(STUCK_AFTER, work.as_mut()).await.is_ok() {
-        return;
+    // As long as nobody waits, long work is not stuck: it has had no reason to end its turn.
+    let mut others_waited = false;
+    while !others_waited {
+        others_waited = shared.waiting.load(Ordering::Relaxed) > 0;
+        if timeout(STUCK_AFTER, work.as_mut()).await.is_ok() {
+            return;
+        }
     }
     // Work is not cancelled: a KMS call that was sent costs, whether it is waited for or not.
     match shared.stuck.clone().try_acquire_owned() {

@@ -66,7 +66,9 @@ async fn an_older_schema_in_postgres_is_no_finding() {
         let database = empty().await;
         older_schema::postgres(&database.url, level).await;
         execute(&database.url, POSTGRES_PRIMARY).await;
-        is_not_looked_at(&database.url, &format!("the schema has {level} of {LEVEL} migrations")).await;
+        // One of this release's migrations waits for the end of the rollout.
+        let expected = LEVEL - 1;
+        is_not_looked_at(&database.url, &format!("the schema has {level} of {expected} migrations")).await;
         if level == 3 {
             is_no_finding(&connect(&database.url)).await;
         }

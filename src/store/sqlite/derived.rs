@@ -25,6 +25,8 @@ statements! {
         INSERT INTO np_byok_filters AS f (tenant, level, chunk, earliest, latest, filter)
         SELECT ?1, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (
             SELECT 1 FROM np_byok_filters WHERE tenant = ?1 AND level = 1 AND chunk = ?2 AND erasures = ?3)
+            AND EXISTS (SELECT 1 FROM np_byok_heads
+                WHERE tenant = ?1 AND size / CASE ?4 WHEN 0 THEN 256 ELSE 65536 END > ?5)
         ON CONFLICT (tenant, level, chunk) DO UPDATE
         SET earliest = excluded.earliest, latest = excluded.latest, filter = excluded.filter WHERE f.filter IS NULL";
 
