@@ -19,7 +19,8 @@ const AT_ONCE: usize = 8;
 const STUCK_AT_ONCE: usize = 256;
 /// How long a task may work while others wait.
 const TURN: Duration = Duration::from_secs(10);
-/// The time after which a task that should have ended its turn is stuck in a step.
+/// The time after which a task that should have ended its turn is stuck in a step; up to twice as
+/// long if nobody waited at first.
 const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 /// The tasks of one job. They go on when this is dropped.
@@ -143,7 +144,7 @@ mod tests {
         start(&mut turns, 0..AT_ONCE + 1, &begun, |key| key < AT_ONCE);
         tokio::time::sleep(STUCK_AFTER / 2).await;
         assert_eq!(begun.lock().unwrap().len(), AT_ONCE, "no more than these at once");
-        tokio::time::sleep(STUCK_AFTER).await;
+        tokio::time::sleep(2 * STUCK_AFTER).await;
         assert_eq!(begun.lock().unwrap().last(), Some(&AT_ONCE));
     }
 

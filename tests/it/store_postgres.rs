@@ -215,7 +215,8 @@ async fn a_month_that_the_default_partition_has_taken_stays_there() {
 #[tokio::test]
 async fn tiles_never_change_and_the_serving_role_only_adds_derived_rows() {
     let (_database, store, owner, serving) = with_two_roles().await;
-    let tenant = with_one_entry(&store).await;
+    let tenant = tenant(&store).await;
+    store.commit(&entries(tenant, 0, (0..256).map(|_| entry()).collect())).await.unwrap();
     let hashes = vec![Hash([1; 32]); 256];
     let tiles = vec![Tile { id: TileId { level: 0, index: 0 }, hashes }];
     let times = Timestamp(0);
