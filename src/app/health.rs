@@ -163,7 +163,7 @@ impl KeyMemory {
 }
 
 impl App {
-    /// Identifies whoever sent these headers, whatever the tenant. Unlike [`Self::admit`], this
+    /// Identifies the sender of these headers, whatever the tenant. Unlike [`Self::admit`], this
     /// never waits. The [`Peer`] in the extensions, if there is one, is marked as authenticated.
     pub fn identified(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<Identity> {
         let identity = self.authenticator().authenticate(headers).ok()?;

@@ -304,7 +304,7 @@ impl App {
     /// Returns what the tenant is served with now, for a call that the gate has refused.
     ///
     /// # Errors
-    /// The reason why the tenant is not served any more to whoever claims that name.
+    /// The reason why the tenant is no longer served to callers who claim that name.
     async fn served_now(&self, caller: &Caller) -> Result<Arc<TenantRuntime>, Refusal> {
         let claimed = caller.tenant();
         // Other calls may have met the same change.

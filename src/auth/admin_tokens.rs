@@ -7,7 +7,8 @@
 //! ```yaml
 //! # BYOK_ADMIN_TOKENS_FILE (YAML; JSON is a part of it)
 //! - name: deploy-script
-//!   sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08   # printf %s "$TOKEN" | sha256sum
+//!   # printf %s "$TOKEN" | sha256sum
+//!   sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 //!   role: service
 //!   expires: 2027-03-31T00:00:00Z
 //! ```

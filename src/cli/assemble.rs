@@ -139,8 +139,8 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Serves this tenant, under the key of the configuration. Unlike the primary one, which a start
-    /// creates, it must exist.
+    /// Serves this tenant, under the key of the configuration. Unlike the primary one, which a
+    /// start creates, it must exist.
     pub(super) fn for_tenant(self, tenant: String) -> Self {
         Self { tenant, ..self }
     }

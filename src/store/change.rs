@@ -167,8 +167,8 @@ pub enum Change {
         /// The positions of the exported entries.
         places: Range<u64>,
     },
-    /// Adds tiles of one log, sorted by [`TileId`](super::TileId). Existing tiles stay. Reports how many were
-    /// added.
+    /// Adds tiles of one log, sorted by [`TileId`](super::TileId). Existing tiles stay. Reports how
+    /// many were added.
     AddTiles {
         /// The number of the tenant's log.
         log: u32,

@@ -23,8 +23,8 @@ pub struct Batch {
     pub entries: Vec<EntryRow>,
     /// The changes, applied in order in the same transaction.
     pub changes: Vec<Change>,
-    /// The requirement on the tenant's row when the entries are appended, if there is one. Ignored if
-    /// there are no entries.
+    /// The requirement on the tenant's row when the entries are appended, if there is one. Ignored
+    /// if there are no entries.
     pub gate: Option<Gate>,
     /// The requirements on the keys in use when the entries are appended. Ignored if there are no
     /// entries.

@@ -49,8 +49,8 @@ pub trait Database: Store + RetentionStore + TenancyReads {
     /// See [`MigrateError`]. A retry helps only after [`MigrateError::Unavailable`].
     async fn migrate(&self) -> Result<MigrationReport, MigrateError>;
 
-    /// Does the same as [`Database::migrate`], and then takes away what only servers of the previous
-    /// release needed. None of them may run any more, and none can be started again.
+    /// Does the same as [`Database::migrate`], and then takes away what only servers of the
+    /// previous release needed. None of them may run any more, and none can be started again.
     ///
     /// # Errors
     /// See [`MigrateError`]. A retry helps only after [`MigrateError::Unavailable`].

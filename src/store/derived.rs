@@ -156,8 +156,8 @@ pub(super) fn each_record(records: &str, mut give: impl FnMut(&str)) -> Option<(
 /// Reads for the worker that derives, and reads of existing tiles.
 #[async_trait]
 pub trait DerivedReads {
-    /// Returns the logs that have at least one tile of level 0 or filter that is not derived yet, or
-    /// is to be made again. Returns only some of them if there are very many.
+    /// Returns the logs that have at least one tile of level 0 or filter that is not derived yet,
+    /// or is to be made again. Returns only some of them if there are very many.
     async fn underived_logs(&self) -> Result<Vec<UnderivedLog>, ReadError>;
 
     /// Returns the values of the entries at these positions, oldest first. Ends early once the
@@ -170,8 +170,8 @@ pub trait DerivedReads {
         items: u32,
     ) -> Result<Vec<EntryValues>, ReadError>;
 
-    /// Returns how often entries of a group of chunks were erased or dropped, or `None` if the group
-    /// has no row yet.
+    /// Returns how often entries of a group of chunks were erased or dropped, or `None` if the
+    /// group has no row yet.
     async fn erasures(&self, tenant: TenantUid, group: u64) -> Result<Option<u64>, ReadError>;
 
     /// Returns up to `limit` of the filters that are to be made again: of chunks below `end`, and

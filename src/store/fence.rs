@@ -1,5 +1,5 @@
-//! The gate and the fence: the requirements on the tenant's row and on the keys that a batch depends
-//! on, and what a commit read of the keys.
+//! The gate and the fence: the requirements on the tenant's row and on the keys that a batch
+//! depends on, and what a commit read of the keys.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::model::{Canary, KeyVersion, Posture, Proof, Tenant, Timestamp};
 use super::TenantRow;
 
 /// The requirement on the row of the tenant: it is not locked, and its stage and keys have not
-/// changed since the calls began. Whoever changes that row appends to the tenant's log in the same
-/// commit, so that every entry is on one side of the change.
+/// changed since the calls began. A writer that changes that row appends to the tenant's log in the
+/// same commit, so that every entry is on one side of the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gate {
     /// The revision of the row that the calls began with.

@@ -5,8 +5,8 @@
 
 /// The number of bits that stand for a value.
 pub(super) const PROBES: usize = 8;
-/// The sizes of filters, in bytes. In smaller ones the bits of a value would not be independent, and
-/// the tables accept no larger ones.
+/// The sizes of filters, in bytes. In smaller ones the bits of a value would not be independent,
+/// and the tables accept no larger ones.
 pub(super) const SMALLEST: usize = 64;
 const LARGEST: usize = 4 << 20;
 /// A filter is folded as long as no more than this part of its bits is set: three in ten, so that

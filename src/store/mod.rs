@@ -1,8 +1,8 @@
 //! The store: every SQL statement of byok. It handles wrapped DEKs and packed entries, never a
 //! plaintext and never a plain DEK. It has **one write method**, [`Commits::commit`], which takes a
-//! closed [`Change`] enum, so that a dry run is a list of changes that is reported and not committed.
-//! It has a few small read traits, one for each kind of rows. PostgreSQL and SQLite both implement
-//! these and run the same conformance suite.
+//! closed [`Change`] enum, so that a dry run is a list of changes that is reported and not
+//! committed. It has a few small read traits, one for each kind of rows. PostgreSQL and SQLite both
+//! implement these and run the same conformance suite.
 //!
 //! Each user of the store takes only what it needs:
 //!

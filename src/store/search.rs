@@ -1,6 +1,6 @@
 //! Finds a page of a log's entries, newest first. It reads only chunks that can match, by their
-//! filters, and reads entries that the worker has not reached yet directly. The amount that one call
-//! reads is bounded in entries, filters and bytes, whatever is searched for.
+//! filters, and reads entries that the worker has not reached yet directly. The amount that one
+//! call reads is bounded in entries, filters and bytes, whatever is searched for.
 
 use std::ops::Range;
 
@@ -59,7 +59,8 @@ pub(super) trait SearchReads: Sync {
     /// Returns the range to search, or `None` for a tenant without a log.
     async fn bounds(&self, tenant: TenantUid) -> Result<Option<Bounds>, ReadError>;
 
-    /// Returns up to `limit` of these groups that may have entries in the wanted time, newest first.
+    /// Returns up to `limit` of these groups that may have entries in the wanted time, newest
+    /// first.
     async fn groups(
         &self,
         tenant: TenantUid,

@@ -15,8 +15,8 @@ pub struct TenantRow {
     pub tenant: Tenant,
     /// How far the tenant's own key has come.
     pub stage: Stage,
-    /// The number of changes of name, stage, keys and lock so far. A commit names the one that it began
-    /// with.
+    /// The number of changes of name, stage, keys and lock so far. A commit names the one that it
+    /// began with.
     pub revision: u64,
     /// Whether nothing of the tenant may be answered.
     pub locked: bool,

@@ -332,3 +332,32 @@ fn names_of_functions_have_fewer_than_twelve_words() {
         }
     }
 }
+
+/// Rust files that are ours, with their texts.
+fn rust_files() -> Vec<(PathBuf, String)> {
+    let mut found = vec![root().join("build.rs")];
+    found.extend(["src", "benches", "tests/it"].iter().flat_map(|folder| files(&root().join(folder), "rs")));
+    found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// Whether a line is a comment wider than 100 columns. Rows of tables and addresses cannot be
+/// wrapped.
+fn is_wide_comment(line: &str) -> bool {
+    let text = line.trim_start();
+    text.starts_with("//")
+        && line.chars().count() > 100
+        && !text.contains("://")
+        && !text.trim_start_matches(['/', '!', ' ']).starts_with('|')
+}
+
+#[test]
+fn comments_wrap_at_a_hundred_columns() {
+    let wide = format!("// {}", "a".repeat(98));
+    assert!(is_wide_comment(&wide) && !is_wide_comment(&wide[1..]) && !is_wide_comment(&wide[..100]));
+    let mut found = Vec::new();
+    for (path, text) in rust_files() {
+        let lines = (1..).zip(text.lines()).filter(|(_, line)| is_wide_comment(line));
+        found.extend(lines.map(|(number, _)| format!("{}:{number}", path.display())));
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}

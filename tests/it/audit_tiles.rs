@@ -1,5 +1,5 @@
-//! What is derived from the logs: tiles and proofs over them, filters and pages over them; on every database. Whatever has been
-//! derived and whatever not, proofs and pages are the same.
+//! What is derived from the logs: tiles and proofs over them, filters and pages over them; on every
+//! database. Whatever has been derived and whatever not, proofs and pages are the same.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -115,7 +115,8 @@ fn roots_of(leaves: &[Hash]) -> Vec<Hash> {
     roots
 }
 
-/// That the tree proves some leaves and beginnings of these sizes, as a verifier who has the roots checks it.
+/// That the tree proves some leaves and beginnings of these sizes, as a verifier who has the roots
+/// checks it.
 async fn check_proofs(store: &Db, tenant: TenantUid, leaves: &[Hash], sizes: &[u64], dice: &mut Dice) {
     let roots = roots_of(leaves);
     let tree = Tree::open(&**store, tenant).await.unwrap().unwrap();
@@ -473,7 +474,7 @@ async fn pages_of_a_log_of_groups_hold_all_matches_alone(store: Db) {
     // Somebody has put a tile far past the log.
     let tiles = vec![tile(1, 1 << 40, 9)];
     store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
-    // Each pass is one of a server that was started anew.
+    // Each pass is one of a server that was restarted.
     while pass(&store).await != Derived::All {}
     assert_eq!(store.tiles_end(tenant, 1, 1, 1 << 40).await, Ok(1));
     assert_eq!(store.unfilled(tenant, u64::MAX, 9).await, Ok(vec![(FilterLevel::Group, 1)]));
@@ -589,7 +590,7 @@ impl Reached {
         }
     }
 
-    /// As a server that starts anew sees it.
+    /// As a server sees it that has just started.
     async fn again(&self) -> Db {
         match self {
             Self::Postgres(database) => Arc::new(connect(&database.url)),
@@ -719,7 +720,7 @@ async fn tiles_prove_what_is_left_where_entries_are_gone((reached, store): (Reac
     assert!(walk(&store, tenant, &filter, 100).await.into_iter().eq((512..1_500).rev()));
 }
 
-/// Whoever writes the database can put any row there.
+/// A writer of the database can add any row.
 async fn filters_that_are_gone_or_junk_hide_nothing((reached, store): (Reached, Db)) {
     let tenant = tenant(&*store).await;
     let mut dice = Dice(8);
@@ -764,7 +765,8 @@ async fn filters_that_are_gone_or_junk_hide_nothing((reached, store): (Reached, 
     check_rare(&store, tenant, &rows, start).await;
 }
 
-/// Which tiles of the tenant's current log `byok audit verify` finds to be altered, and the places that it names.
+/// Which tiles of the tenant's current log `byok audit verify` finds to be altered, and the places
+/// that it names.
 async fn altered_tiles(store: &Db, uid: TenantUid) -> Vec<(TileId, Range<u64>)> {
     let tenants = store.tenants().await.unwrap();
     let tenant = tenants.into_iter().find(|tenant| tenant.uid == uid).unwrap();
@@ -789,7 +791,8 @@ async fn altered_tiles(store: &Db, uid: TenantUid) -> Vec<(TileId, Range<u64>)> 
 async fn an_altered_tile_is_found_when_the_log_is_verified((reached, store): (Reached, Db)) {
     let tenant = tenant(&*store).await;
     let mut leaves = Vec::new();
-    // Fewer than the findings that a report keeps: what these entries say is not what their digests cover.
+    // Fewer than the findings that a report keeps: what these entries say is not what their digests
+    // cover.
     grow(&store, tenant, &mut leaves, 900).await;
     assert_eq!(pass(&store).await, Derived::All);
     assert_eq!(altered_tiles(&store, tenant).await, []);
@@ -816,7 +819,8 @@ async fn an_altered_tile_is_found_when_the_log_is_verified((reached, store): (Re
     assert_eq!(altered_tiles(&store, tenant).await, []);
     reached.alter_tiles(&format!("UPDATE np_byok_tiles SET hashes = {other_hash} WHERE tile = 0")).await;
     assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 0), 0..256)]);
-    // One of a level above that does not stand on those below, and one that the log is too short for.
+    // One of a level above that does not stand on those below, and one that the log is too short
+    // for.
     let tiles = vec![tile(1, 0, 9), tile(0, 3, 9)];
     store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
     let found = altered_tiles(&store, tenant).await;

@@ -360,7 +360,8 @@ async fn backends(url: &str) -> BTreeSet<i32> {
     sqlx::query_scalar(of_store).fetch_all(&mut own).await.unwrap().into_iter().collect()
 }
 
-/// Else each call of such a tenant would cost the others a connection, which takes longer than a commit.
+/// Else each call of such a tenant would cost the others a connection, which takes longer than a
+/// commit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_log_takes_no_connection_from_other_tenants() {
     let (database, _) = migrated().await;

@@ -19,8 +19,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A database on which another tenant than the primary has three DEKs under the same key, and the primary two. No
-/// server runs.
+/// A database on which another tenant than the primary has three DEKs under the same key, and the
+/// primary two. No server runs.
 async fn two_tenants() -> TestServer {
     let mut server = TestServer::start().await;
     encrypt_records(&server, 3).await;

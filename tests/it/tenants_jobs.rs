@@ -1,5 +1,5 @@
-//! What runs beside requests for several tenants: no tenant's work waits for another tenant's receiver or KMS, and the
-//! health of a tenant is told to its own callers alone.
+//! What runs beside requests for several tenants: no tenant's work waits for another tenant's
+//! receiver or KMS, and the health of a tenant is told to its own callers alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,8 @@ const HUNG: &str = "hung";
 struct Came {
     /// Whether a request of the hung tenant waits for its answer now.
     is_open: bool,
-    /// The number of requests of others during the current request of the hung one, and the most so far.
+    /// The number of requests of others during the current request of the hung one, and the most so
+    /// far.
     meanwhile: usize,
     most_meanwhile: usize,
 }

@@ -1,9 +1,11 @@
-//! The release before, beside this one on one database, as during an upgrade: the migrations have run, and the old servers go
-//! on until each is replaced. The release before knows no `key_id`. The rows that its statements write are of the tenant's first
-//! key in this release, and its statements read what this release writes for the first key. `support/release_before` has those
-//! statements, frozen. Everything runs as the serving role.
+//! The release before, beside this one on one database, as during an upgrade: the migrations have
+//! run, and the old servers go on until each is replaced. The release before knows no `key_id`. The
+//! rows that its statements write are of the tenant's first key in this release, and its statements
+//! read what this release writes for the first key. `support/release_before` has those statements,
+//! frozen. Everything runs as the serving role.
 //!
-//! There are no such tests on SQLite: one process has the file, so the release before has ended when this one starts.
+//! There are no such tests on SQLite: one process has the file, so the release before has ended
+//! when this one starts.
 
 use std::time::Duration;
 
@@ -160,7 +162,8 @@ async fn both_append_to_one_log_in_turn_and_it_verifies() {
         both.append(&made[2..]).await;
         deks.extend(made);
     }
-    // Each re-wraps one DEK; and whoever has missed an append of the other is told the size of the log.
+    // Each re-wraps one DEK; and whoever has missed an append of the other is told the size of the
+    // log.
     for (at, version) in [(0, "2"), (1, "3")] {
         let to = wrapped(9, version);
         let said = wrapped_by(both.tenant, Operation::Rotate, &deks[at], &to);

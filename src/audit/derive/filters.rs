@@ -100,7 +100,8 @@ impl Pass<'_> {
         self.add_filters(group, erasures, FilterLevel::Group, vec![row]).await.map(|()| true)
     }
 
-    /// Returns how often entries of the group were erased or dropped. Adds its row if there is none.
+    /// Returns how often entries of the group were erased or dropped. Adds its row if there is
+    /// none.
     async fn erasures(&self, group: u64) -> Result<u64, Derived> {
         let read = async || self.store.erasures(self.log.tenant, group).await.map_err(left);
         if let Some(erasures) = read().await? {

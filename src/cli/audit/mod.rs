@@ -39,8 +39,8 @@ enum What {
     Hold(admin::Hold),
     /// Set a personal value to null wherever the log has it; the log still verifies
     Erase(admin::Erase),
-    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes. Of all tenants: they share
-    /// the partitions that are dropped
+    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes. Of
+    /// all tenants: they share the partitions that are dropped
     Prune(admin::Prune),
     /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost. The log and each row are
     /// verified first

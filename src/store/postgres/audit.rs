@@ -48,7 +48,7 @@ reads! {
         ORDER BY e.seq DESC";
 
     /// The end of the log, the end of its chunks that have filters, and its first entry. Ignores
-    /// filters past the end of the log: whoever writes the database can add one at any index.
+    /// filters past the end of the log: a writer of the database can add one at any index.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_filters

@@ -165,7 +165,8 @@ impl Postgres {
             Ok(Err(AttemptError::Commit(error))) => (Failure::of(&error), false),
             Err(_) => (Failure::Lost, false),
         };
-        // A tenant whose log is damaged must not cost the others a new connection at each of its calls.
+        // A tenant whose log is damaged must not cost the others a new connection at each of its
+        // calls.
         if is_usable {
             writer.keep();
         } else {

@@ -33,8 +33,8 @@ statements! {
 }
 
 reads! {
-    /// Ignores filters and tiles past the end of the log: whoever writes the database can add one at
-    /// any index.
+    /// Ignores filters and tiles past the end of the log: whoever writes the database can add one
+    /// at any index.
     UNDERIVED_LOGS = "
         SELECT h.tenant, h.log::int8, h.first, h.size, c.next, t.next FROM np_byok_heads h
         CROSS JOIN LATERAL (SELECT COALESCE(max(chunk) + 1, 0) AS next

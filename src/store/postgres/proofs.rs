@@ -14,8 +14,8 @@ use super::commit::PgQuery;
 use super::{Postgres, reads, statements, timestamptz};
 
 statements! {
-    /// Does nothing if the key version has a row. No index is named: two replicas may insert the row at
-    /// once, and either unique index may be the one that notices.
+    /// Does nothing if the key version has a row. No index is named: two replicas may insert the
+    /// row at once, and either unique index may be the one that notices.
     WATCH = "
         WITH watched AS (
             INSERT INTO np_byok_proofs (tenant, key_id, key_name, key_version, posture, epoch, revision, proven_at,
@@ -103,7 +103,7 @@ pub(super) fn watch(tenant: TenantUid, proof: &Proof, canary: &Canary) -> PgQuer
         .bind(canary.made_for_probes)
 }
 
-/// Watches the key version of a row that is there, whoever has inserted it.
+/// Watches the key version of a row that exists, whichever writer has inserted it.
 pub(super) fn watch_again(tenant: TenantUid, version: &KeyVersion) -> PgQuery {
     bind_key_version(sqlx::query(WATCH_AGAIN), tenant, version)
 }

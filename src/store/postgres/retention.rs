@@ -78,8 +78,8 @@ statements! {
             WHERE h.tenant = $1
             ON CONFLICT (tenant, level, chunk) DO UPDATE SET filter = NULL, erasures = f.erasures + 1 RETURNING 1)
         SELECT count(*) FROM forgotten";
-    /// Takes the filters of their chunks away. Comes after [`FORGET_GROUPS`], so that it finds those
-    /// that were added until then.
+    /// Takes the filters of their chunks away. Comes after [`FORGET_GROUPS`], so that it finds
+    /// those that were added until then.
     FORGET_CHUNKS = "
         WITH forgotten AS (
             UPDATE np_byok_filters SET filter = NULL
@@ -144,7 +144,8 @@ pub(super) fn erase(
     query.bind(personal.value().to_owned()).bind(index_value(tenant, named)).bind(in_index)
 }
 
-/// Builds the statements that take the filters away that were made of these entries, in their order.
+/// Builds the statements that take the filters away that were made of these entries, in their
+/// order.
 pub(super) fn forget(tenant: TenantUid, places: &Range<u64>) -> [PgQuery; 2] {
     let query = |sql| sqlx::query(sql).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
     [query(FORGET_GROUPS), query(FORGET_CHUNKS)]

@@ -11,8 +11,8 @@ use super::{Postgres, reads, statements};
 
 statements! {
     /// Creates a tenant whose key is the one of the deployment's configuration. Returns 1 if the
-    /// tenant exists with this uid and name, now or already; 0 if another tenant has its name or its
-    /// uid.
+    /// tenant exists with this uid and name, now or already; 0 if another tenant has its name or
+    /// its uid.
     CREATE = "SELECT np_byok_create_tenant($1, $2)";
 }
 

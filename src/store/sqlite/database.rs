@@ -151,7 +151,8 @@ impl Database for Sqlite {
         Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
     }
 
-    /// Does the same as [`Database::migrate`]: one process has the file, so no other server uses it.
+    /// Does the same as [`Database::migrate`]: one process has the file, so no other server uses
+    /// it.
     async fn finish_rollout(&self) -> Result<MigrationReport, MigrateError> {
         self.migrate().await
     }

@@ -30,8 +30,8 @@ statements! {
         ON CONFLICT (tenant, level, chunk) DO UPDATE
         SET earliest = excluded.earliest, latest = excluded.latest, filter = excluded.filter WHERE f.filter IS NULL";
 
-    /// Ignores filters and tiles past the end of the log: whoever writes the database can add one at
-    /// any index.
+    /// Ignores filters and tiles past the end of the log: whoever writes the database can add one
+    /// at any index.
     UNDERIVED_LOGS = "
         SELECT tenant, log, first, size, chunk, tile FROM (
             SELECT h.tenant, h.log, h.first, h.size,

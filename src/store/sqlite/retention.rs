@@ -54,8 +54,8 @@ statements! {
         JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
     DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
-    /// Removes an erased value from the index of the release before this one, except in chunks where
-    /// a later entry has it. Removes nothing for a tenant on hold.
+    /// Removes an erased value from the index of the release before this one, except in chunks
+    /// where a later entry has it. Removes nothing for a tenant on hold.
     ERASE_USER_FROM_INDEX = "
         DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
             AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq >= ?3

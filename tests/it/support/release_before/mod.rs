@@ -1,5 +1,6 @@
-//! The statements of the release before, on a connection of their own: what a server of that release does to the database while
-//! this one serves beside it. In that release a tenant had one key, and there was no `key_id`.
+//! The statements of the release before, on a connection of their own: what a server of that
+//! release does to the database while this one serves beside it. In that release a tenant had one
+//! key, and there was no `key_id`.
 
 mod reads;
 mod statements;

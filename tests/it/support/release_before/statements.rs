@@ -1,7 +1,8 @@
-//! The texts of the statements, copied from commit 2a12350. They are not adapted to a new schema: whether they still work on it
-//! is what the tests show.
+//! The texts of the statements, copied from commit 2a12350. They are not adapted to a new schema:
+//! whether they still work on it is what the tests show.
 
-/// Appends entries with their new DEKs, if the head is still the one that was read and the fence is passed.
+/// Appends entries with their new DEKs, if the head is still the one that was read and the fence is
+/// passed.
 pub(super) const APPEND: &str = "
     WITH durable AS MATERIALIZED (
         SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')

@@ -15,7 +15,8 @@ impl ReleaseBefore {
         self.touched(sqlx::query(CREATE).bind(tenant.uid.0).bind(tenant.name.clone())).await
     }
 
-    /// Stores the DEK as wrapped under another version. Returns whether the row was still the one that was read.
+    /// Stores the DEK as wrapped under another version. Returns whether the row was still the one
+    /// that was read.
     pub(crate) async fn rewrap(&mut self, tenant: TenantUid, dek: &DekRow, to: &Wrapped) -> bool {
         let from = &dek.wrapped;
         let query = sqlx::query(REWRAP)
